@@ -1,0 +1,1 @@
+"""The counting house: pure arithmetic, the hot store (Redis) and the book (Postgres). Knows no HTTP."""

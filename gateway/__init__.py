@@ -1,0 +1,1 @@
+"""The street and the hall: HTTP in, HTTP out, command line, wiring."""

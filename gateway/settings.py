@@ -1,0 +1,43 @@
+"""Every setting of Tollgate: one frozen class, read once from the environment (`TOLLGATE_*`). No secret has a default."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(BaseSettings):
+    """Settings of the gateway, the worker and the command line. Each field is `TOLLGATE_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="TOLLGATE_", frozen=True, extra="ignore")
+
+    database_url: SecretStr = Field(description="Postgres of the program's own, non-superuser role")
+    redis_url: SecretStr = Field(description="Redis or Valkey 6.2 or later; redis:// or unix://")
+    key_pepper: SecretStr = Field(min_length=32, description="Secret under which API keys are hashed")
+    owner_database_url: SecretStr | None = Field(None, description="Postgres of the role that owns the tables; for `migrate`")
+
+    host: str = Field("127.0.0.1", description="Address of the public port")
+    port: int = Field(8080, ge=0, le=65_535, description="Public port")
+    internal_host: str = Field("127.0.0.1", description="Address of the internal port")
+    internal_port: int = Field(9090, ge=0, le=65_535, description="Port of /metrics and the probes")
+    docs_enabled: bool = Field(False, description="Serve /docs and /openapi.json on the public port")
+    log_level: str = Field("info", description="debug, info, warning or error")
+    clock: datetime | None = Field(None, description="Start of the billing clock, for rehearsing months under `up`")
+
+    max_body_bytes: int = Field(20 * 1024 * 1024, gt=0, description="Largest request body")
+    max_connections: int = Field(4_096, gt=0, description="Open client connections per process")
+    body_timeout_seconds: Seconds = Field(30, description="Time in which a request body must arrive")
+    hold_timeout_seconds: Seconds = Field(1.5, description="Time in which Redis must take a hold")
+    connect_timeout_seconds: Seconds = Field(2, description="Time to connect to a backend")
+    first_byte_timeout_seconds: Seconds = Field(60, description="Time to a backend's first byte")
+    idle_timeout_seconds: Seconds = Field(30, description="Longest silence inside a backend's stream")
+    total_timeout_seconds: Seconds = Field(1_800, description="Longest call")
+    write_timeout_seconds: Seconds = Field(30, description="Longest time a client may stop reading its stream")
+    drain_seconds: Seconds = Field(300, description="Time that open streams have to end after SIGTERM")
+    key_cache_seconds: Seconds = Field(3, le=5, description="Time for which a key is not looked up again")
+    catalog_refresh_seconds: Seconds = Field(1, description="Time between looks for a changed catalog")

@@ -1,0 +1,153 @@
+"""The nouns of one call's money: the hold taken before it, and the charge or void that ends it.
+
+The wrong order is impossible: a `Hold` comes only from the hot store, which makes it from a `HoldRequest`; a `Charge`
+and a `Void` are made only from a `Hold`, by `billing.charges`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from models.catalog import Rates
+from models.money import Units
+from models.usage import Ending, UsageSource
+
+
+class Endpoint(StrEnum):
+    """The metered endpoints, by the path they have in the OpenAI API."""
+
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class RateBucket:
+    """One limit that a hold must pass: a bucket that refills evenly at `per_minute` and holds as much.
+
+    `scope` names it within its organization, for example `key:<id>:requests`; `cost` is what this call takes.
+    """
+
+    scope: str
+    per_minute: int
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightLimit:
+    """A limit on the calls of one scope that run at the same time."""
+
+    scope: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallOrigin:
+    """What is known of a call when its hold is taken, and is on its receipt for ever."""
+
+    call_id: UUID
+    organization_id: UUID
+    project_id: UUID
+    api_key_id: UUID
+    shard: int
+    currency: str
+    endpoint: Endpoint
+    model: str
+    streamed: bool
+    created_at: datetime
+    end_user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """The hold a call needs: at most `amount` will be charged, at the pinned `rates`.
+
+    `input_bound` and `output_bound` are the tokens the amount covers.
+    """
+
+    origin: CallOrigin
+    amount: Units
+    rates: Rates
+    input_bound: int
+    output_bound: int
+    buckets: tuple[RateBucket, ...] = ()
+    in_flight: tuple[InFlightLimit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BucketState:
+    """What is left in a rate bucket after the hold, and the milliseconds until it is full again."""
+
+    scope: str
+    limit: int
+    remaining: int
+    reset_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A hold that the hot store has acknowledged."""
+
+    request: HoldRequest
+    buckets: tuple[BucketState, ...] = ()
+
+
+class HoldRefusal(StrEnum):
+    """Why the hot store did not take a hold."""
+
+    BALANCE = "balance"
+    RATE = "rate"
+    IN_FLIGHT = "in_flight"
+    UNKNOWN_ORGANIZATION = "unknown_organization"
+    NO_EPOCH = "no_epoch"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedHold:
+    """A hold that was not taken; nothing changed. `available` is the money there was, where money was the reason."""
+
+    reason: HoldRefusal
+    scope: str = ""
+    retry_after_ms: int = 0
+    available: Units = Units(0)
+    buckets: tuple[BucketState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one call cost, as it is on the stream, in Postgres and on the receipt.
+
+    `reported` is the backend's own usage and `counted` ours, where we made one; `flags` names what was wrong with
+    the backend's numbers.
+    """
+
+    call_id: UUID
+    organization_id: UUID
+    project_id: UUID
+    api_key_id: UUID
+    currency: str
+    endpoint: str
+    model: str
+    deployment: str
+    streamed: bool
+    ending: Ending
+    usage_source: UsageSource
+    input_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    amount: int
+    hold: int
+    price_version_ids: tuple[UUID, ...]
+    created_at: datetime
+    ended_at: datetime
+    end_user: str | None = None
+    reported: dict[str, Any] | None = None
+    counted: dict[str, Any] | None = None
+    flags: tuple[str, ...] = field(default=())
+    corrects: UUID | None = None

@@ -1,0 +1,426 @@
+"""The tables, as SQLAlchemy Core. Rules that no column can hold (append-only, partitions, roles) are in `migrations/`.
+
+Amounts are ledger units of the row's currency. All times are UTC.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TSTZRANGE, ExcludeConstraint
+
+metadata: Final = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pk",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fk",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+AMOUNT: Final = Numeric(38, 0, asdecimal=True)
+MOMENT: Final = DateTime(timezone=True)
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    return CheckConstraint(f"{column} in ({', '.join(repr(value) for value in values)})", name=column)
+
+
+def _created_at() -> Column[object]:
+    return Column("created_at", MOMENT, nullable=False, server_default=func.now())
+
+
+def _limits() -> list[Column[int]]:
+    return [
+        Column("requests_per_minute", Integer),
+        Column("tokens_per_minute", Integer),
+        Column("max_in_flight", Integer),
+    ]
+
+
+# Tenancy -------------------------------------------------------------------------------------------------------------
+
+organization = Table(
+    "organization",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("legal_name", Text),
+    Column("country", Text),
+    Column("tax_id", Text),
+    Column("currency", Text, nullable=False),
+    Column("timezone", Text, nullable=False, server_default="UTC"),
+    Column("billing_mode", Text, nullable=False),
+    Column("credit_limit", AMOUNT, nullable=False, server_default="0"),
+    Column("price_book", Text, nullable=False, server_default="default"),
+    Column("shard", SmallInteger, ForeignKey("shard.id"), nullable=False),
+    *_limits(),
+    _created_at(),
+    Column("closed_at", MOMENT),
+    _one_of("currency", "USD", "EUR", "KRW", "JPY"),
+    _one_of("billing_mode", "prepaid", "postpaid", "hybrid"),
+    CheckConstraint("credit_limit >= 0", name="credit_limit"),
+    CheckConstraint("billing_mode <> 'prepaid' or credit_limit = 0", name="prepaid_without_credit"),
+)
+
+project = Table(
+    "project",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    *_limits(),
+    _created_at(),
+    Column("archived_at", MOMENT),
+    UniqueConstraint("organization_id", "id"),
+)
+
+
+def _credential() -> list[Column[object]]:
+    """What is kept of a secret: `HMAC-SHA256(pepper, key)` and enough to recognise it. Never the secret."""
+    return [
+        Column("name", Text, nullable=False),
+        Column("digest", LargeBinary, nullable=False, unique=True),
+        Column("pepper_version", SmallInteger, nullable=False, server_default="1"),
+        Column("redacted_value", Text, nullable=False),
+        _created_at(),
+        Column("expires_at", MOMENT),
+        Column("revoked_at", MOMENT),
+    ]
+
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, nullable=False, index=True),
+    Column("project_id", Uuid, nullable=False),
+    *_credential(),
+    Column("models", ARRAY(Text)),
+    *_limits(),
+    # The pair, so that a key can never name a project of another organization.
+    ForeignKeyConstraint(["organization_id", "project_id"], ["project.organization_id", "project.id"]),
+)
+
+admin_key = Table(
+    "admin_key",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False, index=True),
+    *_credential(),
+)
+
+operator_key = Table("operator_key", metadata, Column("id", Uuid, primary_key=True), *_credential())
+
+# Catalog -------------------------------------------------------------------------------------------------------------
+
+backend = Table(
+    "backend",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("kind", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("credential", Text),
+    Column("max_in_flight", Integer),
+    _created_at(),
+    Column("disabled_at", MOMENT),
+    _one_of("kind", "vllm", "sglang", "llamacpp", "ollama", "tgi", "openai"),
+)
+
+model = Table(
+    "model",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("context_length", Integer, nullable=False),
+    Column("tokenizer", Text),
+    Column("billed_count", Text, nullable=False, server_default="backend"),
+    _created_at(),
+    Column("disabled_at", MOMENT),
+    _one_of("billed_count", "backend", "tiktoken", "lower"),
+    CheckConstraint("context_length > 0", name="context_length"),
+)
+
+deployment = Table(
+    "deployment",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("model_id", Text, ForeignKey("model.id"), nullable=False, index=True),
+    Column("backend_id", Uuid, ForeignKey("backend.id"), nullable=False),
+    Column("backend_model", Text, nullable=False),
+    Column("weight", Integer, nullable=False, server_default="1"),
+    _created_at(),
+    Column("disabled_at", MOMENT),
+    CheckConstraint("weight > 0", name="weight"),
+)
+
+price_version = Table(
+    "price_version",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("book", Text, nullable=False),
+    Column("model_id", Text, ForeignKey("model.id"), nullable=False),
+    Column("meter", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("scheme", Text, nullable=False, server_default="unit"),
+    # Milli-units per token, or per request.
+    Column("price", BigInteger, nullable=False),
+    Column("tiers", JSONB),
+    Column("effective", TSTZRANGE, nullable=False),
+    Column("created_by", Text, nullable=False),
+    _created_at(),
+    _one_of(
+        "meter",
+        "input",
+        "cached_input",
+        "cache_write",
+        "output",
+        "reasoning",
+        "request",
+        "image",
+        "audio_second",
+        "gpu_second",
+    ),
+    _one_of("scheme", "unit", "graduated", "volume", "package"),
+    CheckConstraint("price >= 0", name="price"),
+    ExcludeConstraint(
+        ("book", "="),
+        ("model_id", "="),
+        ("meter", "="),
+        ("currency", "="),
+        ("effective", "&&"),
+        using="gist",
+        name="price_version_no_overlap",
+    ),
+)
+
+catalog_revision = Table(
+    "catalog_revision",
+    metadata,
+    Column("id", SmallInteger, primary_key=True),
+    # Raised by triggers on the tables above, so that a gateway reloads its catalog only when it changed.
+    Column("revision", BigInteger, nullable=False),
+)
+
+# The book ------------------------------------------------------------------------------------------------------------
+
+account = Table(
+    "account",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id")),
+    Column("kind", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    UniqueConstraint("organization_id", "kind", "currency", postgresql_nulls_not_distinct=True),
+)
+
+account_balance = Table(
+    "account_balance",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("account.id"), primary_key=True),
+    Column("debits", AMOUNT, nullable=False, server_default="0"),
+    Column("credits", AMOUNT, nullable=False, server_default="0"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+posting = Table(
+    "posting",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), index=True),
+    Column("idempotency_key", Text, nullable=False, unique=True),
+    Column("kind", Text, nullable=False),
+    Column("effective_at", MOMENT, nullable=False),
+    Column("booked_at", MOMENT, nullable=False, server_default=func.now()),
+    Column("reverses", BigInteger, ForeignKey("posting.id"), unique=True),
+    Column("source", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+)
+
+transfer = Table(
+    "transfer",
+    metadata,
+    Column("posting_id", BigInteger, ForeignKey("posting.id"), primary_key=True),
+    Column("seq", SmallInteger, primary_key=True),
+    Column("debit_account", BigInteger, ForeignKey("account.id"), nullable=False),
+    Column("credit_account", BigInteger, ForeignKey("account.id"), nullable=False),
+    Column("amount", AMOUNT, nullable=False),
+    CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("debit_account <> credit_account", name="two_accounts"),
+    Index("transfer_debit_account_idx", "debit_account", "posting_id"),
+    Index("transfer_credit_account_idx", "credit_account", "posting_id"),
+)
+
+credit_grant = Table(
+    "credit_grant",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("amount", AMOUNT, nullable=False),
+    Column("remaining", AMOUNT, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("priority", Integer, nullable=False, server_default="50"),
+    Column("scope", JSONB),
+    Column("effective_at", MOMENT, nullable=False),
+    Column("expires_at", MOMENT),
+    Column("voided_at", MOMENT),
+    _created_at(),
+    _one_of("kind", "paid", "promo", "commit", "refund"),
+    CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("remaining >= 0 and remaining <= amount", name="remaining"),
+    CheckConstraint("expires_at is null or expires_at > effective_at", name="expires_at"),
+    Index(
+        "credit_grant_draw_order_idx",
+        "organization_id",
+        "priority",
+        text("expires_at nulls last"),
+        "effective_at",
+        "id",
+        postgresql_where=text("remaining > 0 and voided_at is null"),
+    ),
+)
+
+grant_draw = Table(
+    "grant_draw",
+    metadata,
+    Column("posting_id", BigInteger, ForeignKey("posting.id"), primary_key=True),
+    Column("grant_id", Uuid, ForeignKey("credit_grant.id"), primary_key=True),
+    Column("amount", AMOUNT, nullable=False),
+    CheckConstraint("amount <> 0", name="amount"),
+    Index("grant_draw_grant_id_idx", "grant_id"),
+)
+
+charge = Table(
+    "charge",
+    metadata,
+    # UUIDv7: the month's partition follows from the id alone, so this key is unique over all partitions.
+    Column("call_id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, nullable=False),
+    Column("project_id", Uuid, nullable=False),
+    Column("api_key_id", Uuid, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("deployment", Text, nullable=False),
+    Column("streamed", Boolean, nullable=False),
+    Column("ending", Text, nullable=False),
+    Column("usage_source", Text, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("cache_write_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("reasoning_tokens", Integer, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("hold", BigInteger, nullable=False),
+    Column("price_version_ids", ARRAY(Uuid), nullable=False),
+    Column("created_at", MOMENT, nullable=False),
+    Column("ended_at", MOMENT, nullable=False),
+    Column("booked_at", MOMENT, nullable=False, server_default=func.now()),
+    Column("posting_id", BigInteger, nullable=False),
+    # [[source, amount in units], ...]: which grant, or "unbilled", paid how much of it.
+    Column("funding", JSONB, nullable=False),
+    Column("end_user", Text),
+    Column("reported", JSONB),
+    Column("counted", JSONB),
+    Column("flags", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    Column("corrects", Uuid),
+    _one_of("ending", "finished", "client_gone", "backend_failed", "hold_spent", "drained", "recovered"),
+    _one_of("usage_source", "backend", "backend_partial", "tiktoken", "estimate", "checkpoint"),
+    CheckConstraint(
+        "input_tokens >= 0 and output_tokens >= 0 and cached_tokens >= 0 and cache_write_tokens >= 0"
+        " and cached_tokens + cache_write_tokens <= input_tokens and reasoning_tokens between 0 and output_tokens",
+        name="tokens",
+    ),
+    CheckConstraint("amount >= 0 or corrects is not null", name="amount"),
+    CheckConstraint("amount <= hold or corrects is not null", name="within_hold"),
+    Index("charge_organization_id_call_id_idx", "organization_id", "call_id"),
+    Index("charge_posting_id_idx", "posting_id"),
+    postgresql_partition_by="RANGE (call_id)",
+)
+
+# Between the hot store and the book ----------------------------------------------------------------------------------
+
+shard = Table(
+    "shard",
+    metadata,
+    Column("id", SmallInteger, primary_key=True),
+    # The epoch Redis must show for this shard; raised when its balances are rebuilt.
+    Column("epoch", BigInteger, nullable=False, server_default="0"),
+    # The last stream entry that is booked. The row is locked while a batch is booked: it is the worker's lease.
+    Column("position", Text, nullable=False, server_default="0-0"),
+    Column("updated_at", MOMENT, nullable=False, server_default=func.now()),
+)
+
+organization_balance = Table(
+    "organization_balance",
+    metadata,
+    Column("organization_id", Uuid, ForeignKey("organization.id"), primary_key=True),
+    # Spendable money: remaining grants less what is unbilled or receivable.
+    Column("posted", AMOUNT, nullable=False, server_default="0"),
+    # Sum of the charges of this epoch that are in `posted`, by the hot store's own running total.
+    Column("booked_total", AMOUNT, nullable=False, server_default="0"),
+    # Raised with every change, so that the hot store keeps the newest whatever the order of arrival.
+    Column("version", BigInteger, nullable=False, server_default="0"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+dead_entry = Table(
+    "dead_entry",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("shard", SmallInteger, nullable=False),
+    Column("entry_id", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", MOMENT, nullable=False, server_default=func.now()),
+    Column("resolved_at", MOMENT),
+)
+
+# Administration ------------------------------------------------------------------------------------------------------
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("created_at", MOMENT, nullable=False, server_default=func.now()),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("object", Text, nullable=False),
+    Column("organization_id", Uuid, index=True),
+    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("actor", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_digest", LargeBinary, nullable=False),
+    Column("status", SmallInteger),
+    Column("response", JSONB),
+    _created_at(),
+)

@@ -1,0 +1,58 @@
+"""Tokens of a call in one internal form, and how well they are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens of one call.
+
+    `cached` (read from the backend's prefix cache) and `cache_write` are disjoint parts of `input`; `reasoning`
+    is part of `output`.
+    """
+
+    input: int
+    output: int
+    cached: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.input, self.output, self.cached, self.cache_write, self.reasoning) < 0:
+            raise ValueError(f"tokens cannot be negative: {self}")
+        if self.cached + self.cache_write > self.input:
+            raise ValueError(f"cached and cache-write tokens are parts of the input: {self}")
+        if self.reasoning > self.output:
+            raise ValueError(f"reasoning tokens are part of the output: {self}")
+
+
+class UsageSource(StrEnum):
+    """Where the charged token numbers come from, best first."""
+
+    BACKEND = "backend"
+    BACKEND_PARTIAL = "backend_partial"
+    TIKTOKEN = "tiktoken"
+    ESTIMATE = "estimate"
+    CHECKPOINT = "checkpoint"
+
+
+class Ending(StrEnum):
+    """How a charged call ended."""
+
+    FINISHED = "finished"
+    CLIENT_GONE = "client_gone"
+    BACKEND_FAILED = "backend_failed"
+    HOLD_SPENT = "hold_spent"
+    DRAINED = "drained"
+    RECOVERED = "recovered"
+
+
+class BilledCount(StrEnum):
+    """Whose count of tokens a model is billed by."""
+
+    BACKEND = "backend"
+    TIKTOKEN = "tiktoken"
+    LOWER = "lower"
