@@ -26,6 +26,31 @@ class Endpoint(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class CallRequest:
+    """What a client asked for, reduced to what decides the price; `body` is the decoded request, checked.
+
+    `prompts` is the number of prompts in a list, `n` the choices wanted of each. `input_bound` is the most input
+    tokens the text can be (UTF-8 bytes bound tokens), or None where only the model's context bounds it (images).
+    """
+
+    endpoint: Endpoint
+    model: str
+    body: dict[str, Any]
+    stream: bool = False
+    include_usage: bool = False
+    n: int = 1
+    prompts: int = 1
+    max_output_tokens: int | None = None
+    input_bound: int | None = 0
+    end_user: str | None = None
+
+    @property
+    def choices(self) -> int:
+        """Choices the backend generates in all; choice `i` answers prompt `i // n`."""
+        return self.n * self.prompts
+
+
+@dataclass(frozen=True, slots=True)
 class RateBucket:
     """One limit that a hold must pass: a bucket that refills evenly at `per_minute` and holds as much.
 
@@ -94,6 +119,14 @@ class Hold:
 
     request: HoldRequest
     buckets: tuple[BucketState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """The end of a hold of which nothing is charged, because nothing was generated."""
+
+    hold: Hold
+    reason: str
 
 
 class HoldRefusal(StrEnum):

@@ -1,0 +1,67 @@
+"""Admission: the most a call can cost, and the limits it must pass. Pure arithmetic; the hot store decides."""
+
+from __future__ import annotations
+
+from billing.pricing import ceiling
+from models.account import Limits, Principal
+from models.call import CallOrigin, CallRequest, Endpoint, HoldRequest, InFlightLimit, RateBucket
+from models.catalog import Model, Rates
+from models.errors import NotPermitted
+
+TEMPLATE_ALLOWANCE_TOKENS = 512
+"""What a chat template may add to the text of a request (system preamble, tool instructions). Measured: 12 text tokens
+became 21, one small tool raised a prompt from 21 to 195; the bytes of the JSON around the text cover the rest."""
+
+
+def permit(principal: Principal, model: str) -> None:
+    """Raise `NotPermitted` unless the key may call this model."""
+    if principal.models is not None and model not in principal.models:
+        raise NotPermitted(f"This key may not call the model {model!r}. Ask the owner of the organization.")
+
+
+def bounds(request: CallRequest, model: Model) -> tuple[int, int]:
+    """Most input and output tokens of a call, in all its prompts and choices.
+
+    No prompt and no answer is longer than the model's context; text is never more tokens than UTF-8 bytes.
+    """
+    context = model.context_length * request.prompts
+    text = request.input_bound
+    input_bound = context if text is None else min(context, text + TEMPLATE_ALLOWANCE_TOKENS * request.prompts)
+    if request.endpoint is Endpoint.EMBEDDINGS:
+        return input_bound, 0
+    per_choice = min(request.max_output_tokens or model.context_length, model.context_length)
+    return input_bound, per_choice * request.choices
+
+
+def hold_request(
+    request: CallRequest, origin: CallOrigin, principal: Principal, model: Model, rates: Rates
+) -> HoldRequest:
+    """The hold that covers the highest possible price of a call, with the limits of key, project, organization."""
+    input_bound, output_bound = bounds(request, model)
+    scopes = (
+        (f"key:{principal.api_key_id}", principal.key_limits),
+        (f"project:{principal.project_id}", principal.project_limits),
+        ("organization", principal.organization_limits),
+    )
+    return HoldRequest(
+        origin=origin,
+        amount=ceiling(input_bound, output_bound, rates),
+        rates=rates,
+        input_bound=input_bound,
+        output_bound=output_bound,
+        buckets=tuple(
+            bucket for scope, limits in scopes for bucket in _buckets(scope, limits, input_bound + output_bound)
+        ),
+        in_flight=tuple(
+            InFlightLimit(scope, limits.max_in_flight) for scope, limits in scopes if limits.max_in_flight is not None
+        ),
+    )
+
+
+def _buckets(scope: str, limits: Limits, tokens: int) -> list[RateBucket]:
+    buckets = []
+    if limits.requests_per_minute is not None:
+        buckets.append(RateBucket(f"{scope}:requests", limits.requests_per_minute, 1))
+    if limits.tokens_per_minute is not None:
+        buckets.append(RateBucket(f"{scope}:tokens", limits.tokens_per_minute, tokens))
+    return buckets
