@@ -1,0 +1,244 @@
+"""The one table from exceptions to HTTP answers in OpenAI's error shape, and the ids that errors are reported by."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from models.errors import (
+    BackendFailed,
+    BackendTimedOut,
+    BrokenPromise,
+    Conflict,
+    InsufficientBalance,
+    InvalidRequest,
+    ModelNotFound,
+    NotAuthenticated,
+    NotFound,
+    NotPermitted,
+    RateLimited,
+    TollgateError,
+    Unavailable,
+)
+from models.ids import uuid7
+
+_log = structlog.get_logger("tollgate.errors")
+
+
+class Shape(NamedTuple):
+    """How one kind of error looks: HTTP status, OpenAI `type`, default `code`."""
+
+    status: int
+    type: str
+    code: str | None
+
+
+TABLE: Final[dict[type[TollgateError], Shape]] = {
+    InvalidRequest: Shape(400, "invalid_request_error", None),
+    ModelNotFound: Shape(404, "not_found", "model_not_found"),
+    NotAuthenticated: Shape(401, "authentication_error", "invalid_api_key"),
+    NotPermitted: Shape(403, "permission_error", "permission_denied"),
+    NotFound: Shape(404, "not_found", "not_found"),
+    Conflict: Shape(409, "conflict", "conflict"),
+    InsufficientBalance: Shape(402, "insufficient_balance", "insufficient_balance"),
+    RateLimited: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
+    Unavailable: Shape(503, "api_error", "unavailable"),
+    BackendFailed: Shape(502, "api_error", "backend_failed"),
+    BackendTimedOut: Shape(504, "api_error", "backend_timed_out"),
+    BrokenPromise: Shape(500, "api_error", "internal_error"),
+    TollgateError: Shape(500, "api_error", "internal_error"),
+}
+"""Every exception of `models.errors`; one that is not listed has the shape of its nearest listed parent."""
+
+_TYPES: Final = {
+    401: "authentication_error",
+    402: "insufficient_balance",
+    403: "permission_error",
+    404: "not_found",
+    409: "conflict",
+    429: "rate_limit_error",
+}
+_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
+_ROUTE_SENTENCES: Final = {
+    404: "There is no such route. Check the method and the path; unknown routes are never passed on.",
+    405: "This route exists, but not for this method.",
+}
+_INTERNAL: Final = "Something went wrong on our side. Try again, and report the request id if it happens again."
+_KEY: Final = re.compile(r"\btg_[a-z]+_\w+", re.ASCII)
+_SECRET_NAMES: Final = re.compile(r"credential|password|secret|authorization|(^|[._])(api_key|key|token)$", re.I)
+_LONGEST_MESSAGE: Final = 1_000
+
+
+class Rendered(NamedTuple):
+    """An answer ready to be sent: status, header lines in lower case with `content-length`, body in JSON."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class _Error(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class _Body(msgspec.Struct):
+    error: _Error
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def shape_of(error: TollgateError) -> Shape:
+    """Status, type and default code of an error; `InvalidRequest` may carry a status of its own."""
+    shape = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+    if isinstance(error, InvalidRequest) and error.status != 400:
+        return shape._replace(status=error.status, type=_type_of(error.status))
+    return shape
+
+
+def error_body(error: TollgateError) -> bytes:
+    """The JSON body `{"error": {"message", "type", "param", "code"}}`; also the payload of an SSE error event."""
+    shape = shape_of(error)
+    param = code = None
+    if isinstance(error, InvalidRequest):
+        param, code = error.param, error.code
+        if isinstance(error, ModelNotFound):
+            param = param or "model"
+    # A 500 is a bug or a broken ledger: its message is for the log, not for strangers.
+    message = _INTERNAL if shape.status == 500 else error.message
+    return _body(message, shape.type, param, code or shape.code)
+
+
+def render(error: TollgateError, *, request_id: str) -> Rendered:
+    """The whole HTTP answer of an error. Retry delays are rounded up; 402 tells the SDKs not to try again."""
+    shape = shape_of(error)
+    extra: list[tuple[bytes, bytes]] = []
+    if isinstance(error, RateLimited | Unavailable):
+        milliseconds = max(1, error.retry_after_ms)
+        extra.append((b"retry-after", b"%d" % -(-milliseconds // 1_000)))
+        extra.append((b"retry-after-ms", b"%d" % milliseconds))
+    elif shape.status == 402:
+        extra.append((b"x-should-retry", b"false"))
+    elif shape.status == 401:
+        extra.append((b"www-authenticate", b"Bearer"))
+    return _rendered(shape.status, error_body(error), request_id, extra)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id under which this request is answered and logged; made here if no middleware made one."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        state["request_id"] = str(uuid7(datetime.now(UTC)))
+    return str(state["request_id"])
+
+
+class RequestIds:
+    """ASGI middleware: every answer carries `x-request-id`, and `request.state.request_id` is the same id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; connections that are not HTTP pass unchanged."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # Never the client's own header: an id we did not make could forge log lines or collide with a call.
+        request_id = request_id_of(scope).encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.setdefault("headers", [])
+                if not any(name == b"x-request-id" for name, _ in headers):
+                    message["headers"] = [*headers, (b"x-request-id", request_id)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of this application in the OpenAI shape, and give every request an id."""
+    app.add_middleware(RequestIds)
+    app.add_exception_handler(TollgateError, _on_tollgate_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_anything_else)
+
+
+async def _on_tollgate_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TollgateError)
+    request_id = request_id_of(request.scope)
+    if shape_of(error).status == 500:
+        _log.error("broken_promise", request_id=request_id, exc_info=error)
+    return _response(render(error, request_id=request_id))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))[:200]
+    # What pydantic says may quote the value, so a field that holds a secret gets no more than its name.
+    reason = (
+        "the value is not valid" if _SECRET_NAMES.search(param) else str(first["msg"]).removeprefix("Value error, ")
+    )
+    body = _body(f"{param or 'body'}: {reason}", "invalid_request_error", param or None, "invalid_value")
+    return _response(_rendered(422, body, request_id_of(request.scope), []))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    message = _ROUTE_SENTENCES.get(status) or (_INTERNAL if status == 500 else str(error.detail))
+    extra = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+    body = _body(message, _type_of(status), None, _CODES.get(status))
+    return _response(_rendered(status, body, request_id_of(request.scope), extra))
+
+
+async def _on_anything_else(request: Request, error: Exception) -> Response:
+    request_id = request_id_of(request.scope)
+    _log.error("unexpected_error", request_id=request_id, exc_info=error)
+    body = _body(_INTERNAL, "api_error", None, "internal_error")
+    return _response(_rendered(500, body, request_id, []))
+
+
+def _type_of(status: int) -> str:
+    if status >= 500:
+        return "api_error"
+    return _TYPES.get(status, "invalid_request_error")
+
+
+def _body(message: str, kind: str, param: str | None, code: str | None) -> bytes:
+    if "tg_" in message:
+        # A key that was sent in the wrong place must not come back in an answer that is logged elsewhere.
+        message = _KEY.sub("[key]", message)
+    # Encoding with replacement: a lone surrogate from a request would make an error about an error.
+    message = message[:_LONGEST_MESSAGE].encode("utf-8", "replace").decode()
+    return _encoder.encode(_Body(_Error(message, kind, param, code)))
+
+
+def _rendered(status: int, body: bytes, request_id: str, extra: list[tuple[bytes, bytes]]) -> Rendered:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", request_id.encode()),
+        *extra,
+    ]
+    return Rendered(status, headers, body)
+
+
+def _response(rendered: Rendered) -> Response:
+    response = Response(rendered.body, rendered.status)
+    response.raw_headers = rendered.headers
+    return response
