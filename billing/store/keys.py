@@ -1,0 +1,229 @@
+"""Credentials in Postgres: finding the caller behind a digest, and making, listing and revoking keys.
+
+A secret never comes here: callers pass its digest, `HMAC-SHA256(pepper, key)`, and its redacted form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Table, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing.store.pages import AnyRow, Page, fetch_page
+from models.account import AdminPrincipal, Limits, OperatorPrincipal, Principal
+from models.ids import uuid7
+from models.tables import admin_key, api_key, operator_key, organization, project
+
+P = TypeVar("P", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey(Generic[P]):
+    """A live key: who it stands for, and when it ends. `digest` is the stored one, to be compared with the caller's."""
+
+    digest: bytes
+    principal: P
+    expires_at: datetime | None
+
+
+async def find_api_keys(
+    connection: AsyncConnection, digests: Collection[bytes], now: datetime
+) -> dict[bytes, KnownKey[Principal]]:
+    """The live API keys among `digests`: not revoked, not expired, of an open project of an open organization."""
+    rows = await connection.execute(
+        select(
+            api_key.c.digest,
+            api_key.c.expires_at,
+            api_key.c.id,
+            api_key.c.organization_id,
+            api_key.c.project_id,
+            api_key.c.models,
+            *_limits_of(api_key, "key"),
+            *_limits_of(project, "project"),
+            *_limits_of(organization, "organization"),
+            organization.c.shard,
+            organization.c.currency,
+            organization.c.price_book,
+        )
+        .join(project, project.c.id == api_key.c.project_id)
+        .join(organization, organization.c.id == api_key.c.organization_id)
+        .where(
+            *_alive(api_key, digests, now),
+            project.c.archived_at.is_(None),
+            organization.c.closed_at.is_(None),
+        )
+    )
+    return {row.digest: KnownKey(row.digest, _principal(row), row.expires_at) for row in rows}
+
+
+async def find_api_key(connection: AsyncConnection, digest: bytes, now: datetime) -> Principal | None:
+    """The caller behind one digest, or None where there is none alive."""
+    known = (await find_api_keys(connection, [digest], now)).get(digest)
+    return known.principal if known else None
+
+
+async def find_admin_keys(
+    connection: AsyncConnection, digests: Collection[bytes], now: datetime
+) -> dict[bytes, KnownKey[AdminPrincipal]]:
+    """The live admin keys among `digests`, of open organizations."""
+    rows = await connection.execute(
+        select(admin_key.c.digest, admin_key.c.expires_at, admin_key.c.id, admin_key.c.organization_id)
+        .join(organization, organization.c.id == admin_key.c.organization_id)
+        .where(*_alive(admin_key, digests, now), organization.c.closed_at.is_(None))
+    )
+    return {
+        row.digest: KnownKey(row.digest, AdminPrincipal(row.organization_id, row.id), row.expires_at) for row in rows
+    }
+
+
+async def find_operator_keys(
+    connection: AsyncConnection, digests: Collection[bytes], now: datetime
+) -> dict[bytes, KnownKey[OperatorPrincipal]]:
+    """The live operator keys among `digests`."""
+    rows = await connection.execute(
+        select(operator_key.c.digest, operator_key.c.expires_at, operator_key.c.id, operator_key.c.name).where(
+            *_alive(operator_key, digests, now)
+        )
+    )
+    return {row.digest: KnownKey(row.digest, OperatorPrincipal(row.id, row.name), row.expires_at) for row in rows}
+
+
+async def create_api_key(
+    connection: AsyncConnection,
+    *,
+    organization_id: UUID,
+    project_id: UUID,
+    name: str,
+    digest: bytes,
+    redacted_value: str,
+    now: datetime,
+    expires_at: datetime | None = None,
+    models: Sequence[str] | None = None,
+    limits: Limits = Limits(),
+) -> UUID:
+    """Store a new API key of a project; `models` None lets it call every model that is sold."""
+    return await _create(
+        connection,
+        api_key,
+        now,
+        organization_id=organization_id,
+        project_id=project_id,
+        name=name,
+        digest=digest,
+        redacted_value=redacted_value,
+        expires_at=expires_at,
+        models=None if models is None else list(models),
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        max_in_flight=limits.max_in_flight,
+    )
+
+
+async def create_admin_key(
+    connection: AsyncConnection,
+    *,
+    organization_id: UUID,
+    name: str,
+    digest: bytes,
+    redacted_value: str,
+    now: datetime,
+    expires_at: datetime | None = None,
+) -> UUID:
+    """Store a new admin key of an organization."""
+    return await _create(
+        connection,
+        admin_key,
+        now,
+        organization_id=organization_id,
+        name=name,
+        digest=digest,
+        redacted_value=redacted_value,
+        expires_at=expires_at,
+    )
+
+
+async def create_operator_key(
+    connection: AsyncConnection,
+    *,
+    name: str,
+    digest: bytes,
+    redacted_value: str,
+    now: datetime,
+    expires_at: datetime | None = None,
+) -> UUID:
+    """Store a new operator key. `gateway.keys.issue_operator_key` also makes the secret."""
+    return await _create(
+        connection,
+        operator_key,
+        now,
+        name=name,
+        digest=digest,
+        redacted_value=redacted_value,
+        expires_at=expires_at,
+    )
+
+
+async def update_api_key(connection: AsyncConnection, key_id: UUID, values: dict[str, Any]) -> AnyRow | None:
+    """Change name, models or limits of a key; answers the new row, or None where there is no such key."""
+    statement = update(api_key).where(api_key.c.id == key_id).values(values).returning(api_key)
+    row: AnyRow | None = (await connection.execute(statement)).one_or_none()
+    return row
+
+
+async def revoke(connection: AsyncConnection, keys: Table, key_id: UUID, now: datetime, **owner: UUID) -> AnyRow | None:
+    """Revoke a key of one of the three tables; `owner` are columns it must match. The first revocation's time stays.
+
+    Answers the row, whose `digest` tells a gateway what to forget, or None where there is no such key.
+    """
+    matches = [keys.c.id == key_id, *(keys.c[column] == value for column, value in owner.items())]
+    await connection.execute(update(keys).where(*matches, keys.c.revoked_at.is_(None)).values(revoked_at=now))
+    return (await connection.execute(select(keys).where(*matches))).one_or_none()
+
+
+async def list_keys(connection: AsyncConnection, keys: Table, page: Page, **owner: UUID) -> tuple[list[AnyRow], bool]:
+    """A page of the keys of one of the three tables, oldest first, and whether more follow."""
+    statement = select(keys).where(*(keys.c[column] == value for column, value in owner.items()))
+    return await fetch_page(connection, statement, keys.c.id, page)
+
+
+async def _create(connection: AsyncConnection, keys: Table, now: datetime, **values: object) -> UUID:
+    key_id = uuid7(now)
+    await connection.execute(insert(keys).values(id=key_id, created_at=now, **values))
+    return key_id
+
+
+def _alive(keys: Table, digests: Collection[bytes], now: datetime) -> list[Any]:
+    return [
+        keys.c.digest.in_(digests),
+        keys.c.revoked_at.is_(None),
+        keys.c.expires_at.is_(None) | (keys.c.expires_at > now),
+    ]
+
+
+def _limits_of(table: Table, scope: str) -> list[Any]:
+    return [table.c[column].label(f"{scope}_{column}") for column in Limits.__dataclass_fields__]
+
+
+def _limits(row: AnyRow, scope: str) -> Limits:
+    return Limits(*(getattr(row, f"{scope}_{column}") for column in Limits.__dataclass_fields__))
+
+
+def _principal(row: AnyRow) -> Principal:
+    return Principal(
+        organization_id=row.organization_id,
+        project_id=row.project_id,
+        api_key_id=row.id,
+        shard=row.shard,
+        currency=row.currency,
+        price_book=row.price_book,
+        expires_at_ms=None if row.expires_at is None else int(row.expires_at.timestamp() * 1_000),
+        models=None if row.models is None else frozenset(row.models),
+        organization_limits=_limits(row, "organization"),
+        project_limits=_limits(row, "project"),
+        key_limits=_limits(row, "key"),
+    )

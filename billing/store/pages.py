@@ -1,0 +1,32 @@
+"""Pages of a list by keyset: rows after a cursor, in the order of their ids, never by offset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import ColumnElement, Row, Select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+AnyRow: TypeAlias = Row[*tuple[Any, ...]]
+"""A row whose columns the type checker does not follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What to show: at most `limit` rows whose id comes after `after` in the order of the list; None starts it."""
+
+    after: Any = None
+    limit: int = 20
+    newest_first: bool = False
+
+
+async def fetch_page(
+    connection: AsyncConnection, statement: Select[*tuple[Any, ...]], cursor: ColumnElement[Any], page: Page
+) -> tuple[list[AnyRow], bool]:
+    """The rows of a page, and whether more follow: one row more than asked for is read to know."""
+    if page.after is not None:
+        statement = statement.where(cursor < page.after if page.newest_first else cursor > page.after)
+    ordered = statement.order_by(cursor.desc() if page.newest_first else cursor).limit(page.limit + 1)
+    rows = list((await connection.execute(ordered)).all())
+    return rows[: page.limit], len(rows) > page.limit
