@@ -1,0 +1,38 @@
+"""Finding and testing TCP ports on loopback."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from gateway.embedded.errors import CannotStart
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port(preferred: int | None = None) -> int:
+    """A port nobody listens on: `preferred` if it is free, else any."""
+    if preferred is not None and is_free(preferred):
+        return preferred
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def is_free(port: int) -> bool:
+    """Whether we could listen on this port of loopback now."""
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def demand_free(port: int) -> None:
+    """Raise `CannotStart` with the reason if we could not listen on this port."""
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            raise CannotStart(f"Port {port} may only be opened by root; choose another with --port.") from None
+        raise CannotStart(f"Port {port} is taken by another program; choose another with --port.") from None

@@ -1,0 +1,1 @@
+"""The tests: what is promised in the README, tried."""

@@ -1,0 +1,1 @@
+"""Tests that try to get something for nothing, or something that is another's."""

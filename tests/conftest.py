@@ -1,0 +1,176 @@
+"""Real servers for tests: one Postgres, Redis and llama.cpp a session, a fresh database or an empty Redis a test."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gateway.embedded import llamacpp as embedded_llamacpp
+from gateway.embedded import postgres as embedded_postgres
+from gateway.embedded import redis as embedded_redis
+from gateway.embedded import tinymodel
+from gateway.embedded.ports import free_port
+
+OWNER = "tollgate_owner"
+APP = "tollgate_app"
+PASSWORD = "password"
+_TEMPLATE = "tollgate_template"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A migrated database of one test: `owner_url` owns the tables, `app_url` is the role the program runs under."""
+
+    owner_url: str
+    app_url: str
+
+
+class RedisProcess:
+    """A Redis of one test, which may kill, stop and restart it on the same port and files."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port = free_port()
+        self._server = self._start()
+        self.url = self._server.url
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._server.child.pid
+
+    def kill(self) -> None:
+        """End it as a crash would (kill -9)."""
+        self._server.child.signal(signal.SIGKILL)
+        self._server.child.stop(seconds=5)
+
+    def pause(self) -> None:
+        """Make it hang (SIGSTOP): connections stay open and nothing answers."""
+        self._server.child.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._server.child.signal(signal.SIGCONT)
+
+    def restart(self, *, blank: bool = False) -> None:
+        """Start it again after `kill`, with its files or without (`blank`)."""
+        if blank:
+            shutil.rmtree(self._directory)
+        self._server = self._start()
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        self.resume()
+        self._server.child.stop(seconds=5)
+
+    def _start(self) -> embedded_redis.Redis:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return embedded_redis.start(self._directory, PASSWORD, log=self._directory.with_suffix(".log"), port=self._port)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Tests run on plain asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A directory of this session with a short path, so that unix sockets fit into their 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="tg-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(scratch: Path) -> Iterator[embedded_postgres.Postgres]:
+    """One Postgres of the session, with the roles `tollgate_owner` and `tollgate_app`; durability off, for speed."""
+    directory, log = scratch / "pg", scratch / "postgres.log"
+    embedded_postgres.initialise(directory, PASSWORD, log=log)
+    settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
+    server = embedded_postgres.start(directory, PASSWORD, log=log, socket_directory=directory, settings=settings)
+    try:
+        for role in (OWNER, APP):
+            asyncio.run(embedded_postgres.create_role(server, role, PASSWORD))
+        yield server
+    finally:
+        server.child.stop(seconds=10)
+
+
+@pytest.fixture(scope="session")
+def _migrated(postgres_server: embedded_postgres.Postgres) -> str:
+    """Name of the migrated database that those of the tests are copies of."""
+    from migrations.run import migrate
+
+    asyncio.run(embedded_postgres.create_database(postgres_server, _TEMPLATE, OWNER))
+    result = migrate(postgres_server.url(_TEMPLATE, OWNER, PASSWORD), APP)
+    if inspect.iscoroutine(result):
+        asyncio.run(result)
+    return _TEMPLATE
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def postgres(postgres_server: embedded_postgres.Postgres, _migrated: str) -> Database:
+    """A fresh, migrated database. It goes with the session's server: dropping it would cost more than leaving it."""
+    name = f"test_{next(_numbers)}"
+    asyncio.run(embedded_postgres.create_database(postgres_server, name, OWNER, template=_migrated))
+    return Database(
+        owner_url=postgres_server.url(name, OWNER, PASSWORD), app_url=postgres_server.url(name, APP, PASSWORD)
+    )
+
+
+@pytest.fixture(scope="session")
+def redis_server(scratch: Path) -> Iterator[embedded_redis.Redis]:
+    """One Redis of the session, on TCP and on a unix socket (`socket_path`)."""
+    server = embedded_redis.start(
+        scratch / "redis", PASSWORD, log=scratch / "redis.log", socket_path=scratch / "redis.sock"
+    )
+    try:
+        yield server
+    finally:
+        server.child.stop(seconds=5)
+
+
+@pytest.fixture
+def redis(redis_server: embedded_redis.Redis) -> embedded_redis.Redis:
+    """The session's Redis, empty; `url` connects to it."""
+    embedded_redis.command(redis_server, "FLUSHALL")
+    embedded_redis.command(redis_server, "SCRIPT FLUSH")
+    return redis_server
+
+
+@pytest.fixture
+def redis_process(scratch: Path) -> Iterator[RedisProcess]:
+    """A Redis of this test alone, which it may kill, pause and restart."""
+    server = RedisProcess(scratch / f"redis-{next(_numbers)}")
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(scratch: Path) -> tuple[Path, Path]:
+    """Paths of the demo model and of its tokenizer.json."""
+    return tinymodel.make(scratch / "models")
+
+
+@pytest.fixture(scope="session")
+def llamacpp(scratch: Path, tiny_model: tuple[Path, Path]) -> Iterator[embedded_llamacpp.LlamaCpp]:
+    """A real llama.cpp server of the model `tiny` (context 4096), with embeddings and /metrics; `url` is its root."""
+    server = embedded_llamacpp.start(tiny_model[0], log=scratch / "llamacpp.log")
+    try:
+        yield server
+    finally:
+        server.child.stop(seconds=5)

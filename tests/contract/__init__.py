@@ -1,0 +1,1 @@
+"""Tests of each backend's habits against recorded answers."""

@@ -1,0 +1,1 @@
+"""Tests of what each persona does, from the outside."""
