@@ -207,11 +207,12 @@ price_version = Table(
     ),
     _one_of("scheme", "unit", "graduated", "volume", "package"),
     CheckConstraint("price >= 0", name="price"),
+    # One-point ranges, because GiST compares ranges without btree_gist, which embedded builds of Postgres lack.
     ExcludeConstraint(
-        ("book", "="),
-        ("model_id", "="),
-        ("meter", "="),
-        ("currency", "="),
+        (text("text_range(book, book, '[]')"), "="),
+        (text("text_range(model_id, model_id, '[]')"), "="),
+        (text("text_range(meter, meter, '[]')"), "="),
+        (text("text_range(currency, currency, '[]')"), "="),
         ("effective", "&&"),
         using="gist",
         name="price_version_no_overlap",
@@ -221,7 +222,7 @@ price_version = Table(
 catalog_revision = Table(
     "catalog_revision",
     metadata,
-    Column("id", SmallInteger, primary_key=True),
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
     # Raised by triggers on the tables above, so that a gateway reloads its catalog only when it changed.
     Column("revision", BigInteger, nullable=False),
 )
@@ -367,7 +368,7 @@ charge = Table(
 shard = Table(
     "shard",
     metadata,
-    Column("id", SmallInteger, primary_key=True),
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
     # The epoch Redis must show for this shard; raised when its balances are rebuilt.
     Column("epoch", BigInteger, nullable=False, server_default="0"),
     # The last stream entry that is booked. The row is locked while a batch is booked: it is the worker's lease.
