@@ -1,0 +1,70 @@
+"""The dialect of an engine: how it is asked, and by which rule its usage numbers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from models.call import CallRequest, Endpoint
+from models.catalog import Deployment, Model
+from models.errors import InvalidRequest
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Habits of one engine; the sources are in the file of each.
+
+    `sums_choices`: its usage numbers are of one choice each, and are summed (llama.cpp).
+    `continuous`: parameters that make it tell usage while it generates.
+    `needs_max_tokens`: it generates without end unless told a limit.
+    `refuses`: parameters that it would ignore, so that the client would get, or pay for, something else.
+    `path_prefix`: what stands before `/v1`.
+    """
+
+    name: str
+    sums_choices: bool = False
+    continuous: Mapping[str, Any] = field(default_factory=dict)
+    continuous_stream_options: Mapping[str, Any] = field(default_factory=dict)
+    needs_max_tokens: bool = True
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    max_choices: int = 16
+    token_prompts: bool = True
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, request: CallRequest) -> None:
+        """Raise `InvalidRequest` for what this engine would silently ignore."""
+        for param, why in self.refuses.items():
+            if param in request.body:
+                raise InvalidRequest(f"'{param}' is not supported by this model's backend: {why}.", param=param)
+        if request.n > self.max_choices:
+            raise InvalidRequest(f"'n' may be at most {self.max_choices} with this model.", param="n")
+        if not self.token_prompts:
+            subject = "input" if request.endpoint is Endpoint.EMBEDDINGS else "prompt"
+            value = request.body.get(subject)
+            if isinstance(value, list) and not isinstance(value[0], str):
+                raise InvalidRequest(
+                    f"'{subject}' as token ids is not supported by this model's backend.", param=subject
+                )
+
+    def body(self, request: CallRequest, model: Model, deployment: Deployment) -> bytes:
+        """The body that goes upstream: always streamed where the endpoint streams, usage always asked for."""
+        body = {self.rename.get(name, name): value for name, value in request.body.items()}
+        body["model"] = deployment.backend_model
+        if request.endpoint is not Endpoint.EMBEDDINGS:
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True, **self.continuous_stream_options}
+            body.update(self.continuous)
+            if request.n > 1:
+                body["n"] = request.n
+            limit = request.max_output_tokens
+            if limit is not None or self.needs_max_tokens:
+                body["max_tokens"] = min(limit or model.context_length, model.context_length)
+        try:
+            return _encode(body)
+        except (OverflowError, RecursionError, ValueError) as error:
+            raise InvalidRequest(f"The body holds a value that no backend can take: {error}") from None

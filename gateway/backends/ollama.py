@@ -1,0 +1,18 @@
+"""Ollama (`openai/openai.go`): one choice only, and zeros for usage until the last event, which are no answer."""
+
+from __future__ import annotations
+
+from gateway.backends.dialect import Dialect
+
+OLLAMA = Dialect(
+    name="ollama",
+    max_choices=1,
+    token_prompts=False,
+    refuses={
+        "logprobs": "it is ignored",
+        "top_logprobs": "it is ignored",
+        "logit_bias": "it is ignored",
+        "tool_choice": "it is ignored",
+        "dimensions": "it is ignored",
+    },
+)

@@ -1,0 +1,12 @@
+"""SGLang 0.5.23 (`srt/entrypoints/openai/protocol.py`): usage is right; errors are flat; aborts 2 to 4 s late."""
+
+from __future__ import annotations
+
+from gateway.backends.dialect import Dialect
+
+SGLANG = Dialect(
+    name="sglang",
+    continuous_stream_options={"continuous_usage_stats": True},
+    needs_max_tokens=False,
+    rename={"repeat_penalty": "repetition_penalty"},
+)

@@ -1,0 +1,16 @@
+"""vLLM 0.33 (`entrypoints/serve/engine/protocol.py`): usage is right, also for several choices and prompts.
+
+Continuous usage comes per choice; the last event, without choices, has the sum. A `max_tokens` above what the context
+leaves is an error, and none means what the context leaves, so none is sent unless the client did.
+"""
+
+from __future__ import annotations
+
+from gateway.backends.dialect import Dialect
+
+VLLM = Dialect(
+    name="vllm",
+    continuous_stream_options={"continuous_usage_stats": True},
+    needs_max_tokens=False,
+    rename={"repeat_penalty": "repetition_penalty"},
+)

@@ -1,0 +1,104 @@
+"""Puts a streamed answer together again, for clients that did not ask for a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.call import Endpoint
+
+_OBJECTS = {Endpoint.CHAT_COMPLETIONS: "chat.completion", Endpoint.COMPLETIONS: "text_completion"}
+# Pieces of these are the same in every event; all other text is a piece of a longer one.
+_NOT_PIECES = frozenset({"role", "type", "id", "name"})
+_INNER = frozenset({"choices", "usage", "timings", "object"})
+
+
+class Aggregate:
+    """Fed with the decoded events of a stream; gives the answer that a call without `stream` would have got."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._head: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, event: Any) -> None:
+        """Take in one event."""
+        if not isinstance(event, dict):
+            return
+        for name, value in event.items():
+            if name not in _INNER:
+                self._head[name] = value
+        for choice in event.get("choices") or ():
+            self._add_choice(choice)
+
+    def _add_choice(self, choice: dict[str, Any]) -> None:
+        whole = self._choices.setdefault(choice.get("index", 0), {"index": choice.get("index", 0)})
+        for name, value in choice.items():
+            if name == "delta" and isinstance(value, dict):
+                _merge(whole.setdefault("message", {}), value)
+            elif name == "text" and isinstance(value, str):
+                whole["text"] = whole.get("text", "") + value
+            elif name == "logprobs" and isinstance(value, dict):
+                _merge_logprobs(whole, value)
+            elif value is not None or name not in whole:
+                whole[name] = value
+
+    def answer(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """The whole answer; choices in the order of their index."""
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        for choice in choices:
+            choice.setdefault("finish_reason", None)
+            choice.setdefault("logprobs", None)
+            if self._endpoint is Endpoint.CHAT_COMPLETIONS:
+                message = choice.setdefault("message", {})
+                message.setdefault("role", "assistant")
+                message.setdefault("content", None)
+                message.setdefault("refusal", None)
+                for call in message.get("tool_calls") or ():
+                    call.pop("index", None)
+            else:
+                choice.setdefault("text", "")
+        return {**self._head, "object": _OBJECTS[self._endpoint], "choices": choices, "usage": usage}
+
+
+def _merge(whole: dict[str, Any], piece: dict[str, Any]) -> None:
+    for name, value in piece.items():
+        before = whole.get(name)
+        if before is None:
+            whole[name] = _indexed(value) if isinstance(value, list) else value
+        elif isinstance(value, str) and isinstance(before, str):
+            whole[name] = value if name in _NOT_PIECES and value else before + value
+        elif isinstance(value, dict) and isinstance(before, dict):
+            _merge(before, value)
+        elif isinstance(value, list) and isinstance(before, list):
+            _merge_list(before, value)
+        elif value is not None:
+            whole[name] = value
+
+
+def _indexed(items: list[Any]) -> list[Any]:
+    merged: list[Any] = []
+    _merge_list(merged, items)
+    return merged
+
+
+def _merge_list(whole: list[Any], pieces: list[Any]) -> None:
+    """Pieces of tool calls say by `index` which call they continue; other lists grow."""
+    for piece in pieces:
+        index = piece.get("index") if isinstance(piece, dict) else None
+        known = next((item for item in whole if isinstance(item, dict) and item.get("index") == index), None)
+        if index is None or known is None:
+            whole.append(dict(piece) if isinstance(piece, dict) else piece)
+        else:
+            _merge(known, piece)
+
+
+def _merge_logprobs(whole: dict[str, Any], piece: dict[str, Any]) -> None:
+    before = whole.get("logprobs")
+    if not isinstance(before, dict):
+        whole["logprobs"] = {name: list(value) if isinstance(value, list) else value for name, value in piece.items()}
+        return
+    for name, value in piece.items():
+        if isinstance(value, list) and isinstance(before.get(name), list):
+            before[name].extend(value)
+        elif value is not None:
+            before[name] = value

@@ -1,0 +1,511 @@
+"""The life of one call: a state machine that is fed events and says what to do. It never awaits and does no I/O.
+
+Drivers own the sockets, the clock and the stores. They feed what happened (`hold_answered`, `upstream_bytes`,
+`client_gone`, ...) and carry out, in order, the commands that `take` returns. The order that keeps the promises is
+decided here alone: no byte to a backend before the hold is acknowledged, no last byte to the client before the charge is
+settled, exactly one `Settle` or `Release` for every hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, auto
+
+import msgspec
+
+from billing import charges
+from gateway.backends import DIALECTS
+from gateway.backends.events import Chunk, read, read_any, replace, usage_event
+from gateway.backends.failures import failure, stream_failure
+from gateway.calls.aggregate import Aggregate
+from gateway.calls.metering import Meter, OwnCount, client_usage
+from gateway.calls.sse import DONE, Event, EventSplitter, EventTooLarge
+from models.call import CallRequest, Charge, Endpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
+from models.catalog import Deployment, Model
+from models.errors import (
+    BackendFailed,
+    BrokenPromise,
+    InsufficientBalance,
+    RateLimited,
+    TollgateError,
+    Unavailable,
+)
+from models.money import amount_text
+from models.usage import Ending
+
+MAX_ATTEMPTS = 3
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+_RETRIED_STATUS = frozenset({502, 503})
+_DONE_EVENT = b"data: [DONE]\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceHold:
+    """Ask the hot store for the hold; answer with `hold_answered` or `hold_failed`."""
+
+    request: HoldRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Send the request to a deployment; answer with `upstream_sent`, then `upstream_head`, or `upstream_failed`."""
+
+    deployment: Deployment
+    endpoint: Endpoint
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseUpstream:
+    """Stop the backend: its answer is not wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendHead:
+    """Send status 200 to the client; `length` is None for a stream."""
+
+    length: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendBody:
+    """Send bytes to the client; `last` ends the answer."""
+
+    data: bytes
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendError:
+    """Send a whole answer that is an error."""
+
+    error: TollgateError
+    answer: Hold | RefusedHold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CountTokens:
+    """Count prompt and generated texts with the model's own tokenizer; answer with `counted`."""
+
+    request: CallRequest
+    model: Model
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Make the charge durable; answer with `settled`."""
+
+    hold: Hold
+    charge: Charge
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the hold back, since nothing is charged."""
+
+    void: Void
+
+
+Command = PlaceHold | Connect | CloseUpstream | SendHead | SendBody | SendError | CountTokens | Settle | Release
+
+
+class Phase(Enum):
+    """Where in its life a call is."""
+
+    NEW = auto()
+    HOLDING = auto()
+    CONNECTING = auto()
+    ANSWERING = auto()
+    COUNTING = auto()
+    SETTLING = auto()
+    ENDED = auto()
+
+
+class Call:
+    """One call from its admission to its last byte."""
+
+    def __init__(
+        self,
+        request: CallRequest,
+        hold_request: HoldRequest,
+        model: Model,
+        deployments: tuple[Deployment, ...],
+        now: Callable[[], datetime],
+    ) -> None:
+        self.request = request
+        self.hold_request = hold_request
+        self.model = model
+        self.phase = Phase.NEW
+        self.hold: Hold | None = None
+        self.deployment = deployments[0]
+        self.ending: Ending | None = None
+        self.error: TollgateError | None = None
+        self.charge: Charge | None = None
+        self.is_client_gone = False
+        self._candidates = list(deployments[:MAX_ATTEMPTS])
+        self._now = now
+        self._commands: list[Command] = []
+        self._begin_attempt()
+        self._final = b""
+
+    def _begin_attempt(self) -> None:
+        self.meter = Meter(self.request, DIALECTS[self.deployment.backend.kind])
+        self._splitter = EventSplitter()
+        self._aggregate = None if self.request.stream else Aggregate(self.request.endpoint)
+        self._status = 0
+        self._is_sent = False
+        self._is_event_stream = False
+        self._is_head_sent = False
+        self._is_usage_passed = False
+        self._like: dict[str, object] = {}
+        self._collected: list[bytes] = []
+        self._collected_bytes = 0
+        # One usage report a choice (llama.cpp): the client gets their sum, made by us.
+        self._makes_usage = self.meter.dialect.sums_choices and self.request.choices > 1
+
+    def take(self) -> list[Command]:
+        """The commands since the last time, to be carried out in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _do(self, command: Command) -> None:
+        self._commands.append(command)
+
+    # Hold ------------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The request is admitted: ask for its hold."""
+        self.phase = Phase.HOLDING
+        self._do(PlaceHold(self.hold_request))
+
+    def hold_answered(self, answer: Hold | RefusedHold) -> None:
+        """The hot store has placed the hold, or refused it."""
+        if isinstance(answer, RefusedHold):
+            self._refuse(_refusal(answer, self.hold_request), answer)
+            return
+        self.hold = answer
+        if self.is_client_gone:
+            self._release("the client left before the call was sent")
+            return
+        self._connect()
+
+    def hold_failed(self, error: TollgateError) -> None:
+        """The hot store did not answer: it may have placed the hold, so it is given back, and the call refused."""
+        self.hold = Hold(self.hold_request)
+        self._release("the hold was not acknowledged")
+        self._refuse(error)
+
+    # Backend ---------------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self.deployment = self._candidates.pop(0)
+        self._begin_attempt()
+        self.phase = Phase.CONNECTING
+        body = self.meter.dialect.body(self.request, self.model, self.deployment)
+        self._do(Connect(self.deployment, self.request.endpoint, body))
+
+    def upstream_sent(self) -> None:
+        """The request is on its way: from here on the backend may spend tokens on it."""
+        self._is_sent = True
+
+    def upstream_head(self, status: int, content_type: bytes) -> None:
+        """The backend's status and content type."""
+        if self.phase is not Phase.CONNECTING:
+            return
+        self.phase = Phase.ANSWERING
+        self._status = status
+        self._is_event_stream = status == 200 and content_type.startswith(b"text/event-stream")
+
+    def upstream_bytes(self, data: bytes) -> None:
+        """A piece of the backend's body, split anywhere."""
+        if self.phase is not Phase.ANSWERING:
+            return
+        if not self._is_event_stream:
+            self._collect(data)
+            return
+        try:
+            events = self._splitter.feed(data)
+        except EventTooLarge:
+            self.upstream_failed(BackendFailed("The model's backend sent an event that is too large."))
+            return
+        self._see(events)
+
+    def _collect(self, data: bytes) -> None:
+        self._collected_bytes += len(data)
+        if self._collected_bytes <= (MAX_ANSWER_BYTES if self._status == 200 else MAX_ERROR_BYTES):
+            self._collected.append(data)
+        elif self._status == 200:
+            self.upstream_failed(BackendFailed("The model's backend sent an answer that is too large."))
+
+    def _see(self, events: list[Event]) -> None:
+        passed = []
+        for event in events:
+            data = event.data
+            if data is None:
+                # A comment keeps the client's connection alive too, once there is one to keep.
+                if self._is_head_sent:
+                    passed.append(event.raw)
+            elif data == DONE:
+                self._pass(passed)
+                self._finish(Ending.FINISHED, event.raw)
+                return
+            else:
+                chunk = read(data)
+                error = _error_in(chunk, data)
+                if error is not None:
+                    self._pass(passed)
+                    self._fail_in_stream(stream_failure(error, self.deployment))
+                    return
+                if chunk is None:
+                    self.meter.flags.add("event_malformed")
+                    passed.append(event.raw)
+                    continue
+                self.meter.see(chunk)
+                if self._aggregate is not None:
+                    self._aggregate.add(read_any(data))
+                else:
+                    passed.append(self._for_client(event.raw, chunk, data))
+        self._pass(passed)
+
+    def _for_client(self, raw: bytes, chunk: Chunk, data: bytes) -> bytes:
+        """The event, byte for byte, less what the client did not ask for."""
+        if chunk.timings and self.meter.dialect.sums_choices:
+            raw = replace(raw, b"timings", chunk.timings, None)
+        usage = chunk.usage
+        if usage and bytes(usage) != b"null":
+            wanted = self.request.include_usage
+            if wanted and not self._like:
+                self._like = read_any(data)
+            if not chunk.choices:
+                if not wanted or self._makes_usage:
+                    return b""
+                self._is_usage_passed = True
+            else:
+                raw = replace(raw, b"usage", usage, b"null" if wanted else None)
+        if chunk.model and self.deployment.backend_model != self.request.model:
+            raw = replace(raw, b"model", chunk.model, _encode(self.request.model))
+        return raw
+
+    def _pass(self, pieces: list[bytes]) -> None:
+        data = b"".join(pieces)
+        if not data or self.is_client_gone or self._aggregate is not None:
+            return
+        if not self._is_head_sent:
+            self._is_head_sent = True
+            self._do(SendHead(None))
+        self._do(SendBody(data))
+
+    def upstream_end(self) -> None:
+        """The backend's body is complete."""
+        if self.phase is not Phase.ANSWERING:
+            return
+        if self._status != 200:
+            self._fail_before_first_byte(
+                failure(self._status, b"".join(self._collected), self.deployment), self._status in _RETRIED_STATUS
+            )
+        elif not self._is_event_stream:
+            self._end_of_answer(b"".join(self._collected))
+        else:
+            self._see(self._splitter.flush())
+            if self.phase is Phase.ANSWERING:
+                if self.meter.all_finished:
+                    self._finish(Ending.FINISHED, _DONE_EVENT)
+                else:
+                    self._fail_in_stream(BackendFailed("The model's backend broke off in the middle of the answer."))
+
+    def _end_of_answer(self, body: bytes) -> None:
+        answer = read_any(body)
+        if not isinstance(answer, dict) or self.request.stream or "error" in answer:
+            self._fail_before_first_byte(BackendFailed("The model's backend sent an answer that is none."), False)
+            return
+        self.meter.see_answer(answer.get("usage"))
+        if "model" in answer and self.deployment.backend_model != self.request.model:
+            body = _encode({**answer, "model": self.request.model})
+        self._aggregate = None
+        self._finish(Ending.FINISHED, body)
+
+    def upstream_failed(self, error: TollgateError) -> None:
+        """No connection, a broken one, or a time limit that passed."""
+        if self.phase is Phase.CONNECTING:
+            self._fail_before_first_byte(error, True)
+        elif self.phase is Phase.ANSWERING:
+            self._fail_in_stream(error)
+
+    def _fail_before_first_byte(self, error: TollgateError, may_retry: bool) -> None:
+        self._do(CloseUpstream())
+        if may_retry and self._candidates and not self.is_client_gone:
+            self._connect()
+            return
+        self._release(error.message)
+        self._refuse(error)
+
+    def _fail_in_stream(self, error: TollgateError) -> None:
+        if not self.meter.chunks:
+            self._fail_before_first_byte(error, not self._is_head_sent)
+            return
+        self.error = error
+        self._do(CloseUpstream())
+        self._finish(Ending.BACKEND_FAILED, b"")
+
+    # Client ----------------------------------------------------------------------------------------------------------
+
+    def client_gone(self) -> None:
+        """The client closed its connection, or stopped reading for too long."""
+        if self.is_client_gone or self.phase is Phase.ENDED:
+            return
+        self.is_client_gone = True
+        self._stop(Ending.CLIENT_GONE, None)
+
+    def drain(self, error: TollgateError) -> None:
+        """This process stops, and the call did not end in the time it had."""
+        self._stop(Ending.DRAINED, error)
+
+    def _stop(self, ending: Ending, error: TollgateError | None) -> None:
+        if self.phase not in (Phase.CONNECTING, Phase.ANSWERING):
+            return
+        self.error = error
+        self._do(CloseUpstream())
+        if self._status not in (0, 200) or not self._is_sent:
+            self._release("the call was stopped before a backend accepted it")
+            if error is not None:
+                self._refuse(error)
+            return
+        # A backend spends the prompt as soon as it has accepted it, also when nobody waits for the answer.
+        self._finish(ending, b"")
+
+    # End -------------------------------------------------------------------------------------------------------------
+
+    def _finish(self, ending: Ending, final: bytes) -> None:
+        self.ending = ending
+        self._final = final
+        if self.meter.wants_own_count(self.model.billed_count):
+            self.phase = Phase.COUNTING
+            self._do(CountTokens(self.request, self.model, tuple(self.meter.delivered())))
+        else:
+            self.counted(None)
+
+    def counted(self, own: OwnCount | None) -> None:
+        """Our own count, where one was asked for; the charge follows."""
+        if self.hold is None or self.ending is None:
+            raise BrokenPromise("a charge needs a hold and an ending")
+        measured = self.meter.measure(
+            own,
+            billed=self.model.billed_count,
+            input_bound=self.hold_request.input_bound,
+            output_bound=self.hold_request.output_bound,
+        )
+        self.charge = charges.charge(
+            self.hold,
+            measured,
+            ending=self.ending,
+            deployment=self.deployment.backend.name,
+            ended_at=self._now(),
+        )
+        self.phase = Phase.SETTLING
+        self._do(Settle(self.hold, self.charge))
+
+    def settled(self) -> None:
+        """The charge is durable: now the last bytes may go."""
+        if self.phase is not Phase.SETTLING:
+            return
+        self.phase = Phase.ENDED
+        if self.is_client_gone:
+            return
+        if self.request.stream:
+            self._end_stream()
+        elif self.error is not None:
+            self._do(SendError(self.error, self.hold))
+        else:
+            body = self._final
+            if self._aggregate is not None:
+                answer = self._aggregate.answer(client_usage(self.meter.total()))
+                answer["model"] = self.request.model
+                body = _encode(answer)
+            self._do(SendHead(len(body)))
+            self._do(SendBody(body, last=True))
+
+    def _end_stream(self) -> None:
+        if self.error is not None:
+            # SDKs take a stream without [DONE] for a success: say that it is none, and end without it.
+            data = _error_event(self.error)
+        else:
+            data = self._final
+            if self.request.include_usage and not self._is_usage_passed and self.meter.knows_progress:
+                data = usage_event(self._like, client_usage(self.meter.total())) + data
+        if not self._is_head_sent:
+            self._do(SendHead(None))
+        self._do(SendBody(data, last=True))
+
+    def _release(self, reason: str) -> None:
+        if self.hold is None:
+            raise BrokenPromise("only a hold can be released")
+        self._do(Release(Void(self.hold, reason)))
+        self.phase = Phase.ENDED
+
+    def _refuse(self, error: TollgateError, answer: RefusedHold | None = None) -> None:
+        self.phase = Phase.ENDED
+        self.error = error
+        if self.is_client_gone:
+            return
+        if self._is_head_sent:
+            self._do(SendBody(_error_event(error), last=True))
+        else:
+            self._do(SendError(error, answer or self.hold))
+
+
+def _error_in(chunk: Chunk | None, data: bytes) -> object | None:
+    """The error object in an event: nested, as most engines send it, or flat, as SGLang does."""
+    if chunk is None:
+        return None
+    if chunk.error and bytes(chunk.error) != b"null":
+        return read_any(chunk.error) or {}
+    if chunk.object == "error":
+        return read_any(data) or {}
+    return None
+
+
+def _error_event(error: TollgateError) -> bytes:
+    body = {"error": {"message": error.message, "type": "api_error", "param": None, "code": _code(error)}}
+    return b"event: error\ndata: " + _encode(body) + b"\n\n"
+
+
+def _code(error: TollgateError) -> str:
+    return "unavailable" if isinstance(error, Unavailable) else "backend_failed"
+
+
+def _refusal(refused: RefusedHold, request: HoldRequest) -> TollgateError:
+    currency = request.origin.currency
+    match refused.reason:
+        case HoldRefusal.BALANCE:
+            return InsufficientBalance(
+                f"This call can cost up to {amount_text(request.amount, currency)} {currency} and "
+                f"{amount_text(refused.available, currency)} {currency} is available. "
+                "Add credit, or ask for fewer tokens with max_tokens."
+            )
+        case HoldRefusal.RATE:
+            return RateLimited(
+                f"The rate limit {_limit_name(refused.scope)} is reached. "
+                f"Try again in {refused.retry_after_ms / 1_000:.1f} s.",
+                refused.retry_after_ms,
+            )
+        case HoldRefusal.IN_FLIGHT:
+            return RateLimited(
+                f"Too many calls run at the same time for the limit {_limit_name(refused.scope)}. "
+                "Try again when one has ended.",
+                1_000,
+            )
+        case HoldRefusal.UNKNOWN_ORGANIZATION | HoldRefusal.NO_EPOCH:
+            return Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
+
+
+def _limit_name(scope: str) -> str:
+    """`key:<id>:requests` is told as `requests per minute of the key`."""
+    owner, _, rest = scope.partition(":")
+    kind = rest.rpartition(":")[2] if rest else ""
+    what = {"requests": "requests per minute", "tokens": "tokens per minute"}.get(kind, "calls in flight")
+    return f"({what} of the {owner})"

@@ -1,0 +1,254 @@
+"""The meter of one call: reads the usage numbers of a backend as they pass, and says at the end what they are worth.
+
+Reported numbers are untrusted input. They are read by the rule of the backend's dialect, bounded by what the call could
+use at most, and replaced by our own count where they are missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from billing.charges import Measured
+from gateway.backends.dialect import Dialect
+from gateway.backends.events import Chunk, read_any, text_of
+from models.call import CallRequest
+from models.usage import BilledCount, TokenUsage, UsageSource
+
+MAX_KEPT_TEXT = 16 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Reading:
+    """Tokens of one usage report, already checked to be non-negative integers."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCount:
+    """Our own count of a call's prompt and of the text that was generated."""
+
+    prompt: int
+    completion: int
+    is_prompt_exact: bool
+    is_completion_exact: bool
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether both numbers are what the model's own tokenizer gives."""
+        return self.is_prompt_exact and self.is_completion_exact
+
+
+@dataclass(slots=True)
+class Meter:
+    """Fed with the chunks of a stream, or with the body of an answer that does not stream."""
+
+    request: CallRequest
+    dialect: Dialect
+    final: dict[int, Reading] = field(default_factory=dict)
+    running: dict[int, Reading] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    raw: list[Any] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)
+    chunks: int = 0
+    _kept_text: int = 0
+
+    def see(self, chunk: Chunk) -> None:
+        """Take in one chunk of a stream."""
+        choices = chunk.choices
+        if choices:
+            for choice in choices:
+                text = text_of(choice)
+                if text:
+                    self.chunks += 1
+                    self._keep(choice.index, text)
+                if choice.finish_reason is not None:
+                    self.finished.add(choice.index)
+        if chunk.usage:
+            self._see_usage(chunk.usage, choices)
+        if chunk.timings and self.dialect.sums_choices and choices:
+            self._see_timings(chunk.timings, choices[0].index)
+
+    def see_answer(self, usage: Any) -> None:
+        """Take in the usage of an answer that did not stream."""
+        reading = self._reading(usage)
+        if reading is not None:
+            self.final[0] = reading
+            self.raw.append(usage)
+
+    def _keep(self, index: int, text: str) -> None:
+        self._kept_text += len(text)
+        if self._kept_text <= MAX_KEPT_TEXT:
+            self.texts.setdefault(index, []).append(text)
+        else:
+            self.flags.add("text_not_kept")
+
+    def _see_usage(self, raw: msgspec.Raw, choices: list[Any] | None) -> None:
+        usage = read_any(raw)
+        if usage is None:
+            return
+        reading = self._reading(usage)
+        if reading is None or (reading.prompt == 0 and reading.completion == 0 and choices):
+            # Ollama sends zeros on every chunk before the last: no answer yet.
+            return
+        if self.dialect.sums_choices:
+            # llama.cpp: one report per choice, in the chat form without saying of which.
+            self.final[choices[0].index if choices else len(self.final)] = reading
+            self.raw.append(usage)
+        elif choices and self.dialect.continuous_stream_options:
+            self._see_running(choices[0].index, reading)
+        else:
+            self.final[0] = reading
+            self.raw = [usage]
+
+    def _see_timings(self, raw: msgspec.Raw, index: int) -> None:
+        timings = read_any(raw)
+        if not isinstance(timings, dict):
+            return
+        cached, fresh = _count(timings.get("cache_n")), _count(timings.get("prompt_n"))
+        completion = _count(timings.get("predicted_n"))
+        if cached is None or fresh is None or completion is None:
+            self.flags.add("usage_invalid")
+            return
+        self._see_running(index, Reading(prompt=cached + fresh, completion=completion, cached=cached))
+
+    def _see_running(self, index: int, reading: Reading) -> None:
+        before = self.running.get(index)
+        if before is not None and reading.completion < before.completion:
+            self.flags.add("usage_decreased")
+            return
+        self.running[index] = reading
+
+    @property
+    def all_finished(self) -> bool:
+        """Whether every choice has said why it ended."""
+        return len(self.finished) >= self.request.choices
+
+    def _reading(self, usage: Any) -> Reading | None:
+        """The numbers of a usage object in one form; invalid ones are flagged and not used."""
+        if not isinstance(usage, dict):
+            self.flags.add("usage_invalid")
+            return None
+        prompt, completion = _count(usage.get("prompt_tokens", 0)), _count(usage.get("completion_tokens", 0))
+        if prompt is None or completion is None:
+            self.flags.add("usage_invalid")
+            return None
+        of_prompt, of_completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+        return Reading(
+            prompt=prompt,
+            completion=completion,
+            cached=self._part(of_prompt, prompt, "cached_tokens"),
+            cache_write=self._part(of_prompt, prompt, "cache_write_tokens", "created_cache_tokens"),
+            reasoning=self._part(of_completion, completion, "reasoning_tokens")
+            or self._part(usage, completion, "reasoning_tokens"),
+        )
+
+    def _part(self, details: Any, whole: int, *names: str) -> int:
+        for name in names:
+            value = details.get(name) if isinstance(details, dict) else None
+            if value is not None:
+                tokens = _count(value)
+                if tokens is None or tokens > whole:
+                    self.flags.add("usage_invalid")
+                    return 0
+                return tokens
+        return 0
+
+    def delivered(self) -> list[str]:
+        """The text generated so far, one string per choice."""
+        return ["".join(pieces) for pieces in self.texts.values()]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the backend reported the usage of everything it generated."""
+        return len(self.final) >= (self.request.choices if self.dialect.sums_choices else 1)
+
+    @property
+    def knows_progress(self) -> bool:
+        """Whether the backend reported usage at all, if only of a part."""
+        return bool(self.final or self.running)
+
+    def total(self) -> Reading:
+        """The backend's numbers for the whole call, by its dialect's rule: final ones before running ones."""
+        if not self.dialect.sums_choices and self.final:
+            return self.final[0]
+        by_choice = {**self.running, **self.final}
+        prompts: dict[int, Reading] = {}
+        for index, reading in sorted(by_choice.items()):
+            # Each prompt is spent once, however many choices answer it.
+            prompts.setdefault(index // self.request.n, reading)
+        return Reading(
+            prompt=sum(reading.prompt for reading in prompts.values()),
+            cached=sum(reading.cached for reading in prompts.values()),
+            cache_write=sum(reading.cache_write for reading in prompts.values()),
+            completion=sum(reading.completion for reading in by_choice.values()),
+            reasoning=sum(reading.reasoning for reading in by_choice.values()),
+        )
+
+    def wants_own_count(self, billed: BilledCount) -> bool:
+        """Whether the charge needs a count of our own."""
+        return billed is not BilledCount.BACKEND or not self.knows_progress
+
+    def measure(self, own: OwnCount | None, *, billed: BilledCount, input_bound: int, output_bound: int) -> Measured:
+        """The numbers to charge: final usage, else running usage, else our count; bounded by what the hold covers."""
+        reading, source = self._best(own, billed)
+        flags = set(self.flags)
+        if reading.prompt > input_bound or reading.completion > output_bound:
+            flags.add("above_bound")
+        prompt, completion = min(reading.prompt, input_bound), min(reading.completion, output_bound)
+        cached = min(reading.cached, prompt)
+        usage = TokenUsage(
+            input=prompt,
+            output=completion,
+            cached=cached,
+            cache_write=min(reading.cache_write, prompt - cached),
+            reasoning=min(reading.reasoning, completion),
+        )
+        return Measured(
+            usage=usage,
+            source=source,
+            reported={"usage": self.raw} if self.raw else None,
+            counted={"input": own.prompt, "output": own.completion, "exact": own.is_exact} if own else None,
+            flags=tuple(sorted(flags)),
+        )
+
+    def _best(self, own: OwnCount | None, billed: BilledCount) -> tuple[Reading, UsageSource]:
+        if not self.knows_progress:
+            counted = Reading(prompt=own.prompt, completion=own.completion) if own else Reading()
+            return counted, UsageSource.TIKTOKEN if own and own.is_exact else UsageSource.ESTIMATE
+        backend = self.total()
+        source = UsageSource.BACKEND if self.is_complete else UsageSource.BACKEND_PARTIAL
+        if own is None or billed is BilledCount.BACKEND:
+            return backend, source
+        # What we cannot count exactly (a prompt inside a chat template we do not render) stays the backend's number.
+        prompt = own.prompt if own.is_prompt_exact else backend.prompt
+        completion = own.completion if own.is_completion_exact else backend.completion
+        if billed is BilledCount.LOWER:
+            prompt, completion = min(prompt, backend.prompt), min(completion, backend.completion)
+        if (prompt, completion) == (backend.prompt, backend.completion):
+            return backend, source
+        return replace(backend, prompt=prompt, completion=completion), UsageSource.TIKTOKEN
+
+
+def _count(value: Any) -> int | None:
+    """A token number as it must be: a non-negative integer. A whole float is none: no backend sends one."""
+    return value if type(value) is int and 0 <= value < 2**31 else None
+
+
+def client_usage(reading: Reading) -> dict[str, Any]:
+    """The usage object of the OpenAI API for corrected numbers."""
+    return {
+        "prompt_tokens": reading.prompt,
+        "completion_tokens": reading.completion,
+        "total_tokens": reading.prompt + reading.completion,
+        "prompt_tokens_details": {"cached_tokens": reading.cached},
+        "completion_tokens_details": {"reasoning_tokens": reading.reasoning},
+    }
