@@ -1,0 +1,87 @@
+"""The JSON of charges on the stream and of open holds: written here, read by the worker and the sweeper."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from models.call import Charge, HoldRequest
+from models.money import LARGEST_BALANCE_UNITS
+
+_LARGEST_TOKENS: Final = 2**31 - 1
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class HoldEntry(msgspec.Struct, frozen=True):
+    """An open hold as it is in Redis: enough to end the call without the gateway that placed it.
+
+    `placed_at_ms` is in milliseconds since 1970 by the clock of Redis. `amount` repeats the amount of the request as
+    text, because Lua would read a number as a double.
+    """
+
+    amount: str
+    request: HoldRequest
+    placed_at_ms: int = 0
+
+
+_encoder: Final = msgspec.json.Encoder()
+_charges: Final = msgspec.json.Decoder(Charge)
+_holds: Final = msgspec.json.Decoder(HoldEntry)
+
+
+def encode_charge(charge: Charge) -> bytes:
+    """The charge as JSON."""
+    return _encoder.encode(charge)
+
+
+def decode_charge(payload: bytes) -> Charge:
+    """The charge in `payload`; raises `ValueError` with the reason for one that Postgres could not take."""
+    try:
+        charge = _charges.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a charge: {error}") from error
+    if reason := _defect(charge, payload):
+        raise ValueError(f"charge of call {charge.call_id}: {reason}")
+    return charge
+
+
+def encode_hold(request: HoldRequest) -> bytes:
+    """The hold as JSON, without the time, which Redis puts in front."""
+    return _encoder.encode(_Written(str(request.amount), request))
+
+
+def decode_hold(payload: bytes) -> HoldEntry:
+    """The open hold in `payload`; raises `ValueError` with the reason where it is none."""
+    try:
+        return _holds.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a hold: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    amount: str
+    request: HoldRequest
+
+
+def _defect(charge: Charge, payload: bytes) -> str | None:
+    """What one bad row would fail a whole batch for: the checks of the table `charge`, and of its column types."""
+    parts = (charge.cached_tokens, charge.cache_write_tokens, charge.reasoning_tokens)
+    if min(*parts, charge.input_tokens, charge.output_tokens) < 0:
+        return "negative tokens"
+    if max(charge.input_tokens, charge.output_tokens) > _LARGEST_TOKENS:
+        return "more tokens than a column holds"
+    if charge.cached_tokens + charge.cache_write_tokens > charge.input_tokens:
+        return "more cached than input tokens"
+    if charge.reasoning_tokens > charge.output_tokens:
+        return "more reasoning than output tokens"
+    if max(abs(charge.amount), abs(charge.hold)) > LARGEST_BALANCE_UNITS:
+        return "an amount beyond the largest balance"
+    if charge.corrects is None and not 0 <= charge.amount <= charge.hold:
+        return "an amount outside its hold"
+    if charge.created_at.tzinfo is None or charge.ended_at.tzinfo is None:
+        return "a time without a zone"
+    return "a NUL character, which Postgres keeps in no text" if _NUL.search(payload) else None

@@ -1,0 +1,28 @@
+-- Ends an open hold: its money, its places in flight, and the tokens it reserved and did not use.
+
+-- Returns whether the hold was there. `used` is how many tokens the call took of each bucket of tokens; requests are
+-- never given back, because the call was made.
+local function release(keys, call, used)
+  local stored = redis.call('HGET', keys.holds, call)
+  if not stored then return false end
+  -- First a deletion: Redis lets a script that has begun to write go on, so calls can end even when memory is full.
+  redis.call('HDEL', keys.holds, call)
+  local hold = cjson.decode(stored)
+  redis.call('HINCRBY', keys.organization, 'held', negative(hold.amount))
+  for _, place in ipairs(hold.request.in_flight) do
+    if redis.call('HINCRBY', keys.in_flight, place.scope, -1) <= 0 then
+      redis.call('HDEL', keys.in_flight, place.scope)
+    end
+  end
+  local now = nil
+  for _, bucket in ipairs(hold.request.buckets) do
+    local unused = bucket.cost - used
+    if unused > 0 and string.sub(bucket.scope, -7) == ':tokens' then
+      now = now or now_ms()
+      local level = level_at(now, redis.call('HGET', keys.rates, bucket.scope), bucket.per_minute)
+      redis.call('HSET', keys.rates, bucket.scope, level_text(now, math.max(0, level - unused * PARTS)))
+    end
+  end
+  if now then redis.call('EXPIRE', keys.rates, FORGET_SECONDS) end
+  return true
+end

@@ -1,0 +1,32 @@
+-- settle: ends a call with a charge: releases its hold, debits the balance, puts the charge on the stream.
+--
+-- KEYS  epoch, organization, holds, done, rates, in flight, stream
+-- ARGV  call, amount, charge as JSON, tokens used, seconds to remember the call
+-- Returns 1, or 0 where the call had ended before and nothing changed.
+
+local keys = {
+  epoch = KEYS[1], organization = KEYS[2], holds = KEYS[3], done = KEYS[4],
+  rates = KEYS[5], in_flight = KEYS[6], stream = KEYS[7],
+}
+local call, amount, charge, used, remember_seconds = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+
+if redis.call('EXISTS', keys.done) == 1 then return 0 end
+
+if redis.call('EXISTS', keys.epoch) == 0 then
+  -- A blank Redis has no balance to debit, but the charge must reach Postgres, from which balances are rebuilt.
+  redis.call('XADD', keys.stream, '*', 'charge', charge)
+else
+  local released = release(keys, call, used)
+  redis.call('HINCRBY', keys.organization, 'balance', negative(amount))
+  redis.call('HINCRBY', keys.organization, 'settled', amount)
+  -- Read back as text: what HINCRBY returns to Lua is a double.
+  local settled = redis.call('HGET', keys.organization, 'settled')
+  if released then
+    redis.call('XADD', keys.stream, '*', 'charge', charge, 'settled', settled)
+  else
+    redis.call('XADD', keys.stream, '*', 'charge', charge, 'settled', settled, 'late', '1')
+  end
+end
+
+redis.call('SET', keys.done, 'settled', 'EX', remember_seconds)
+return 1
