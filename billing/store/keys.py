@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Table, insert, select, update
+from sqlalchemy import ARRAY, LargeBinary, Table, any_, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.store.pages import AnyRow, Page, fetch_page
+from billing.store.rows import AnyRow, Page, fetch_optional, fetch_page
 from models.account import AdminPrincipal, Limits, OperatorPrincipal, Principal
 from models.ids import uuid7
 from models.tables import admin_key, api_key, operator_key, organization, project
@@ -171,8 +171,7 @@ async def create_operator_key(
 async def update_api_key(connection: AsyncConnection, key_id: UUID, values: dict[str, Any]) -> AnyRow | None:
     """Change name, models or limits of a key; answers the new row, or None where there is no such key."""
     statement = update(api_key).where(api_key.c.id == key_id).values(values).returning(api_key)
-    row: AnyRow | None = (await connection.execute(statement)).one_or_none()
-    return row
+    return await fetch_optional(connection, statement)
 
 
 async def revoke(connection: AsyncConnection, keys: Table, key_id: UUID, now: datetime, **owner: UUID) -> AnyRow | None:
@@ -182,7 +181,7 @@ async def revoke(connection: AsyncConnection, keys: Table, key_id: UUID, now: da
     """
     matches = [keys.c.id == key_id, *(keys.c[column] == value for column, value in owner.items())]
     await connection.execute(update(keys).where(*matches, keys.c.revoked_at.is_(None)).values(revoked_at=now))
-    return (await connection.execute(select(keys).where(*matches))).one_or_none()
+    return await fetch_optional(connection, select(keys).where(*matches))
 
 
 async def list_keys(connection: AsyncConnection, keys: Table, page: Page, **owner: UUID) -> tuple[list[AnyRow], bool]:
@@ -199,7 +198,8 @@ async def _create(connection: AsyncConnection, keys: Table, now: datetime, **val
 
 def _alive(keys: Table, digests: Collection[bytes], now: datetime) -> list[Any]:
     return [
-        keys.c.digest.in_(digests),
+        # One array, so that the text of the statement is the same for any number of keys.
+        keys.c.digest == any_(literal(list(digests), ARRAY(LargeBinary))),
         keys.c.revoked_at.is_(None),
         keys.c.expires_at.is_(None) | (keys.c.expires_at > now),
     ]

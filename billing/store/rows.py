@@ -1,11 +1,11 @@
-"""Pages of a list by keyset: rows after a cursor, in the order of their ids, never by offset."""
+"""Rows out of statements: one, none, or a page of a list by keyset (rows after a cursor, never by offset)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select
+from sqlalchemy import ColumnElement, Executable, Row, Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
@@ -30,3 +30,15 @@ async def fetch_page(
     ordered = statement.order_by(cursor.desc() if page.newest_first else cursor).limit(page.limit + 1)
     rows = list((await connection.execute(ordered)).all())
     return rows[: page.limit], len(rows) > page.limit
+
+
+async def fetch_one(connection: AsyncConnection, statement: Executable) -> AnyRow:
+    """The only row of a statement, which must have one."""
+    row: AnyRow = (await connection.execute(statement)).one()
+    return row
+
+
+async def fetch_optional(connection: AsyncConnection, statement: Executable) -> AnyRow | None:
+    """The only row of a statement, or None."""
+    row: AnyRow | None = (await connection.execute(statement)).one_or_none()
+    return row

@@ -1,0 +1,50 @@
+"""What a refused constraint means to the caller: the names of `models.tables` turned into sentences."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError
+
+from models.errors import Conflict, InvalidRequest, TollgateError
+
+_CONFLICTS: Final = {
+    "backend_name_key": "A backend of this name exists. Choose another name, or update that backend.",
+    "model_pk": 'A model of this id exists. Update it, or enable it again with "disabled": false.',
+    "price_version_no_overlap": "A part of this time already has a price of this book, model, meter and currency.",
+}
+_INVALID: Final = {
+    "price_version_model_id_fk": ("There is no such model. Create it before its prices.", "model"),
+    "deployment_backend_id_fk": ("There is no such backend. Create it before its models.", "deployments"),
+    "organization_prepaid_without_credit_check": (
+        "A prepaid organization has no credit limit. Make it postpaid or hybrid, or leave the limit out.",
+        "credit_limit",
+    ),
+    "credit_grant_expires_at_check": ("A credit grant must expire after it becomes effective.", "expires_at"),
+}
+_UNIQUE, _EXCLUSION, _CLASS_INTEGRITY, _CLASS_DATA = "23505", "23P01", "23", "22"
+
+
+def refusal(error: DBAPIError) -> TollgateError | None:
+    """The error that a constraint's refusal is for the caller, or None where the error is none of the caller's."""
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    name = _constraint(error)
+    if name in _CONFLICTS:
+        return Conflict(_CONFLICTS[name])
+    if name in _INVALID:
+        message, param = _INVALID[name]
+        return InvalidRequest(message, param=param)
+    if state in (_UNIQUE, _EXCLUSION):
+        return Conflict("Something of this name or id exists already.")
+    if state.startswith(_CLASS_INTEGRITY):
+        return InvalidRequest("The request names something that does not exist, or contradicts itself.")
+    if state.startswith(_CLASS_DATA):
+        return InvalidRequest("The request contains a value that cannot be stored.")
+    return None
+
+
+def _constraint(error: DBAPIError) -> str | None:
+    # The driver's own exception, which knows the name, is the cause of the one that SQLAlchemy wraps.
+    cause = getattr(error.orig, "__cause__", None)
+    name: str | None = getattr(cause, "constraint_name", None)
+    return name
