@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.store.rows import AnyRow, Page, fetch_page
+from billing.store.pages import AnyRow, Page, fetch_page
 from models.tables import audit_log
 
 

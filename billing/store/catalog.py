@@ -12,8 +12,8 @@ from uuid import UUID
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.store.pages import AnyRow, Page, fetch_one, fetch_optional, fetch_page
 from billing.store.prices import price_version_of
-from billing.store.rows import AnyRow, Page, fetch_one, fetch_optional, fetch_page
 from models.catalog import Backend, BackendKind, Catalog, Deployment, Model, PriceVersion
 from models.ids import uuid7
 from models.tables import backend, catalog_revision, deployment, model, price_version

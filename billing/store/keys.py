@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, LargeBinary, Table, any_, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.store.rows import AnyRow, Page, fetch_optional, fetch_page
+from billing.store.pages import AnyRow, Page, fetch_optional, fetch_page
 from models.account import AdminPrincipal, Limits, OperatorPrincipal, Principal
 from models.ids import uuid7
 from models.tables import admin_key, api_key, operator_key, organization, project

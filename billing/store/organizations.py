@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.store.rows import AnyRow, Page, fetch_one, fetch_optional, fetch_page
+from billing.store.pages import AnyRow, Page, fetch_one, fetch_optional, fetch_page
 from models.ids import uuid7
 from models.tables import organization, project
 

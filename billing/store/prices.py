@@ -10,7 +10,7 @@ from sqlalchemy import ARRAY, Uuid, exists, func, insert, literal, select, updat
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.store.rows import AnyRow, Page, fetch_page
+from billing.store.pages import AnyRow, Page, fetch_page
 from models.catalog import Meter, PriceVersion
 from models.errors import Conflict
 from models.ids import first_uuid7, uuid7
