@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import shutil
 import signal
@@ -111,9 +110,7 @@ def _migrated(postgres_server: embedded_postgres.Postgres) -> str:
     from migrations.run import migrate
 
     asyncio.run(embedded_postgres.create_database(postgres_server, _TEMPLATE, OWNER))
-    result = migrate(postgres_server.url(_TEMPLATE, OWNER, PASSWORD), APP)
-    if inspect.iscoroutine(result):
-        asyncio.run(result)
+    migrate(postgres_server.url(_TEMPLATE, OWNER, PASSWORD), APP)
     return _TEMPLATE
 
 

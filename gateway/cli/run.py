@@ -1,9 +1,139 @@
-"""Commands of the group `run`."""
+"""Commands that run Tollgate: `up`, `serve`, `worker` and `migrate`."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, NoReturn
+from urllib.parse import urlsplit
+
 import typer
+from pydantic import ValidationError
+
+from gateway.settings import Settings
+
+FAILED = 1
+USAGE = 2
+
+# The same name as in gateway.embedded.supervisor, which is imported only where it is needed: it needs the wheels.
+_STARTED_BY_UP = "TOLLGATE_STARTED_BY_UP"
+_DEFAULT_ROLE = "tollgate_app"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
+    for command in (up, serve, worker, migrate):
+        app.command(no_args_is_help=False)(command)
+
+
+def up(
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Public port.")] = 8080,
+    data_dir: Annotated[Path, typer.Option(help="Where everything is kept.", file_okay=False)] = Path(".tollgate"),
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of a model server; may be repeated. None: the ones found on the usual local ports."),
+    ] = None,
+) -> None:
+    """Run a complete Tollgate on this machine: Postgres, Redis, worker, gateway and, if there is none, a demo model.
+
+    Example: `tollgate up --port 8080 --backend http://127.0.0.1:11434`
+    """
+    # Imported here: the other commands must run without the wheels of the embedded servers.
+    from gateway.embedded.errors import CannotStart
+    from gateway.embedded.supervisor import Options, run
+
+    clock = _read_clock()
+    options = Options(port=port, data_directory=data_dir, backends=tuple(backend or ()), clock=clock)
+    try:
+        run(options, typer.echo)
+    except CannotStart as error:
+        _end(error.message, FAILED)
+
+
+def serve() -> None:
+    """Run a gateway with the settings of the environment (`TOLLGATE_*`), until SIGTERM.
+
+    Example: `TOLLGATE_PORT=8080 tollgate serve`
+    """
+    settings = read_settings()
+    from gateway import app
+
+    app.serve(settings)
+
+
+def worker() -> None:
+    """Move settled charges from Redis to Postgres, until SIGTERM. Any number of workers may run.
+
+    Example: `tollgate worker`
+    """
+    settings = read_settings()
+    asyncio.run(_work(settings))
+
+
+def migrate(
+    role: Annotated[
+        str | None, typer.Option(help="Role of the program; else the one in TOLLGATE_DATABASE_URL.")
+    ] = None,
+) -> None:
+    """Bring the database to the newest schema, as the owner of its tables (TOLLGATE_OWNER_DATABASE_URL).
+
+    Example: `TOLLGATE_OWNER_DATABASE_URL=postgresql://owner@db/tollgate tollgate migrate`
+    """
+    owner_url = os.environ.get("TOLLGATE_OWNER_DATABASE_URL")
+    if not owner_url:
+        _end("Set TOLLGATE_OWNER_DATABASE_URL (Postgres of the role that owns the tables).", USAGE)
+    from migrations.run import head
+    from migrations.run import migrate as bring_up
+
+    role = role or urlsplit(os.environ.get("TOLLGATE_DATABASE_URL", "")).username or _DEFAULT_ROLE
+    bring_up(owner_url, role)
+    typer.echo(f"The database has schema {head()}, and the role {role} has its rights.")
+
+
+def read_settings() -> Settings:
+    """The settings of the environment. Ends the program with code 2 and one sentence a fault where they are no good."""
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # pydantic reads the environment
+    except ValidationError as error:
+        _end("\n".join(_sentence(fault["type"], fault["loc"], fault["msg"]) for fault in error.errors()), USAGE)
+    if settings.clock is not None and _STARTED_BY_UP not in os.environ:
+        _end("TOLLGATE_CLOCK rehearses time under `tollgate up` only; unset it.", USAGE)
+    return settings
+
+
+def _sentence(kind: str, location: tuple[int | str, ...], reason: str) -> str:
+    """What to do about one setting; never its value, which may be a secret."""
+    field = str(location[0]).removeprefix("TOLLGATE_").lower()
+    name = f"TOLLGATE_{field.upper()}"
+    described = Settings.model_fields[field].description if field in Settings.model_fields else None
+    if kind == "missing":
+        return f"Set {name} ({described})."
+    return f"Correct {name} ({described}): {reason}."
+
+
+def _read_clock() -> datetime | None:
+    text = os.environ.get("TOLLGATE_CLOCK")
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        _end("Correct TOLLGATE_CLOCK: write an instant such as 2027-01-31T23:00:00Z.", USAGE)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+async def _work(settings: Settings) -> None:
+    from gateway.worker import run_worker
+
+    stop = asyncio.Event()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(one, stop.set)
+    await run_worker(settings, stop)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

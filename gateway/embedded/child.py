@@ -1,7 +1,7 @@
 """Becomes another program that does not outlive its parent.
 
-Run as `python -I -S child.py PARENT SIGNAL ACCOUNT PROGRAM...`. It runs in a fresh interpreter instead of between fork and exec, where a lock held by another thread could hang it.
-It imports the standard library only and takes 20 ms.
+Run as `python -I -S child.py PARENT SIGNAL ACCOUNT PROGRAM...`: in a fresh interpreter, because between fork and exec a
+lock of another thread could hang it. It imports the standard library only and takes 20 ms.
 """
 
 from __future__ import annotations

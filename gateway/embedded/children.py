@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.01
 
 
 def shim(orphan_signal: signal.Signals, account: str | None = None) -> list[str]:
-    """What to put before a program so that it gets `orphan_signal` when we die, and runs as `account` if one is given."""
+    """What to put before a program so that it gets `orphan_signal` when we die, and runs as `account`."""
     return [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid()), str(int(orphan_signal)), account or "-"]
 
 
@@ -34,8 +34,11 @@ class Child:
         orphan_signal: signal.Signals = signal.SIGKILL,
         account: str | None = None,
         environment: Mapping[str, str] | None = None,
+        keep_open: tuple[int, ...] = (),
     ) -> None:
         """Start `program` (an absolute path and its arguments). `orphan_signal` is what it gets if we die.
+
+        It inherits the descriptors `keep_open` and no others.
 
         Call it from the main thread: the kernel sends `orphan_signal` when the thread that started a child ends.
         """
@@ -52,6 +55,7 @@ class Child:
                 env=None if environment is None else dict(environment),
                 # A group of its own: Ctrl-C reaches the supervisor only, which stops its children in order.
                 process_group=0,
+                pass_fds=keep_open,
             )
 
     @property

@@ -44,6 +44,7 @@ def start(
     context_length: int = 4096,
     slots: int = 4,
     threads: int = 1,
+    keep_open: tuple[int, ...] = (),
 ) -> LlamaCpp:
     """Serve `model` and return when it is loaded. Each of `slots` parallel requests has `context_length` tokens."""
     if importlib.util.find_spec("xllamacpp") is None:
@@ -54,7 +55,7 @@ def start(
     port = port or free_port()
     program = [sys.executable, "-m", "gateway.embedded.llamacpp", str(model), "--port", str(port), "--alias", alias]
     program += ["--slots", str(slots), "--context-length", str(context_length), "--threads", str(threads)]
-    child = Child("llama.cpp", program, log=log)
+    child = Child("llama.cpp", program, log=log, keep_open=keep_open)
     try:
         child.wait_until(lambda: is_healthy(port), _START_SECONDS)
     except BaseException:

@@ -114,6 +114,7 @@ def start(
     port: int | None = None,
     socket_directory: Path | None = None,
     settings: dict[str, str] | None = None,
+    keep_open: tuple[int, ...] = (),
 ) -> Postgres:
     """Run the server of `directory`, and return when it takes connections (over TCP; and a unix socket if asked)."""
     _end_orphan(directory)
@@ -129,6 +130,7 @@ def start(
         stop_signal=signal.SIGINT,  # fast: ends sessions, writes a checkpoint
         orphan_signal=signal.SIGQUIT,  # immediate: the next start replays the log
         account=account(),
+        keep_open=keep_open,
     )
     try:
         child.wait_until(lambda: _is_ready(directory, child.pid), _START_SECONDS)

@@ -64,6 +64,7 @@ def start(
     port: int | None = None,
     socket_path: Path | None = None,
     settings: dict[str, str] | None = None,
+    keep_open: tuple[int, ...] = (),
 ) -> Redis:
     """Run a server that keeps its files in `directory`, and return when it has loaded them and answers."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,6 +74,7 @@ def start(
         [str(binary()), str(_write_configuration(directory, password, port, socket_path, settings or {}))],
         log=log,
         orphan_signal=signal.SIGTERM,  # syncs its file, then ends; kill -9 would be safe as well
+        keep_open=keep_open,
     )
     try:
         child.wait_until(lambda: answers(port, password), _START_SECONDS)

@@ -1,0 +1,50 @@
+# `make up` and `make test` are all that a fresh checkout needs. `make help` lists the rest.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.14 || command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help install up test check bench chaos lock
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv from the lock file (the other commands do it when needed)
+
+$(STAMP): requirements.lock pyproject.toml
+	@"$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Tollgate needs Python 3.11 or later; install it, or name it: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
+	  echo "Python cannot make a virtual environment here; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+up: $(STAMP) ## Run a complete Tollgate here; options: make up ARGS="--port 9000"
+	@exec $(BIN)/tollgate up $(ARGS)
+
+test: $(STAMP) ## Run all tests; options: make test ARGS="-k money"
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
+	  echo "Note: nginx is not installed (Debian: nginx-light); the tests behind a reverse proxy are skipped."
+	$(BIN)/pytest -q $(ARGS)
+
+check: $(STAMP) ## Look for faults without running: style, types, imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## Measure speed; see benchmarks/
+	$(BIN)/tollgate bench $(ARGS)
+
+chaos: $(STAMP) ## Kill, stop, fill and replay only
+	$(BIN)/pytest -q tests/chaos $(ARGS)
+
+lock: $(STAMP) ## Choose newer versions within pyproject.toml and write requirements.lock
+	@command -v uv >/dev/null || { echo "This needs uv: pip install uv" >&2; exit 1; }
+	@# setuptools builds our own package, without a download outside the lock.
+	echo 'setuptools>=77' | uv pip compile pyproject.toml - --extra embedded --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-emit-index-url --no-header --upgrade --quiet -o requirements.lock
