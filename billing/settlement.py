@@ -1,0 +1,407 @@
+"""The one pen of the ledger: credit granted, taken back and expired, and charges booked from the stream.
+
+Whoever moves an organization's money locks its balance row first, so one organization's postings never overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from billing.booking import Booking, Grant, GrantScope, plan_booking, refusal
+from billing.failpoints import failpoint
+from billing.hot.entries import decode_charge
+from billing.hot.store import HotStore, StreamEntry
+from billing.projection import project
+from billing.store import balances, grants, ledger, shards
+from billing.store.ledger import DeadEntry, Posting
+from models.call import Charge
+from models.errors import Conflict, InvalidRequest, NotFound
+from models.ids import uuid7
+from models.ledger import Account, AccountKind, GrantKind, PostingKind, Transfer
+from models.money import LARGEST_BALANCE_UNITS, Units
+from models.tables import organization
+
+EXPIRY_GRACE: Final = timedelta(seconds=60)
+"""Time in which charges of calls that ended before a grant expired reach the book and may still draw on it."""
+
+LATE: Final = "late"
+"""Flag of a charge that was settled after its hold was gone."""
+
+_EARLY: Final = timedelta(minutes=5)
+
+
+# Accounts and credit -------------------------------------------------------------------------------------------------
+
+
+async def open_accounts(connection: AsyncConnection, organization_id: UUID, currency: str) -> None:
+    """Give an organization its accounts and its balance; the seller's accounts of the currency are made if missing."""
+    await ledger.add_accounts(connection, organization_id, currency)
+
+
+async def grant_credit(
+    connection: AsyncConnection,
+    *,
+    organization_id: UUID,
+    currency: str,
+    kind: GrantKind,
+    amount: Units,
+    priority: int,
+    effective_at: datetime,
+    expires_at: datetime | None,
+    scope: dict[str, Any] | None,
+    idempotency_key: str,
+    now: datetime,
+) -> UUID:
+    """Give an organization credit; the id of the grant, also when the same key gave it before.
+
+    `scope` is None or limits the grant to `models` and `project_ids`. Raises `Conflict` for a key that granted
+    something else, `InvalidRequest` for what cannot be granted, `NotFound` for an organization without accounts.
+    """
+    grant = Grant(uuid7(now), kind, amount, priority, effective_at, expires_at, _scope(scope))
+    _refuse_impossible(grant, now)
+    await _lock(connection, organization_id, currency)
+    key = f"grant:{organization_id}:{idempotency_key}"
+    terms = {"kind": kind.value, "amount": str(amount), "currency": currency}
+    earlier = await ledger.find_posting(connection, key)
+    if earlier is not None:
+        if {name: earlier[name] for name in terms} != terms:
+            raise Conflict("this idempotency key granted another credit before")
+        return UUID(earlier["grant_id"])
+    balance = await balances.balance_of(connection, organization_id)
+    assert balance is not None, "its row is locked"
+    if balance.posted + amount > LARGEST_BALANCE_UNITS:
+        raise InvalidRequest("the balance would exceed the largest that can be kept", param="amount")
+
+    posting_kind = PostingKind.GRANT if kind is GrantKind.PROMO else PostingKind.TOPUP
+    source = AccountKind.PROMO_EXPENSE if kind is GrantKind.PROMO else AccountKind.CASH_CLEARING
+    await grants.add_grant(connection, grant, organization_id=organization_id, currency=currency, created_at=now)
+    await _post(
+        connection,
+        Posting(organization_id, key, posting_kind, now, {**terms, "grant_id": str(grant.id)}),
+        Transfer(Account(None, source, currency), Account(organization_id, grant.account, currency), amount),
+    )
+    await balances.move_balances(connection, {organization_id: amount})
+    return grant.id
+
+
+async def void_grant(connection: AsyncConnection, grant_id: UUID, now: datetime) -> Units:
+    """Take back what is left of a grant; the amount taken. Raises `NotFound` for an unknown or voided one."""
+    found = await grants.find_grant(connection, grant_id)
+    if found is None:
+        raise NotFound("there is no such credit grant, or it is voided")
+    organization_id, currency, grant = found
+    source = AccountKind.PROMO_EXPENSE if grant.kind is GrantKind.PROMO else AccountKind.CASH_CLEARING
+    taken = await _empty(connection, organization_id, currency, grant_id, PostingKind.VOID_GRANT, source, now)
+    await grants.mark_voided(connection, grant_id, now)
+    return taken
+
+
+async def expire_grants(engine: AsyncEngine, now: datetime) -> frozenset[UUID]:
+    """Book the end of grants that expired more than `EXPIRY_GRACE` ago; the organizations whose balances fell."""
+    async with engine.connect() as connection:
+        expired = await grants.grants_past_expiry(connection, now - EXPIRY_GRACE)
+    for organization_id, grant_id in expired:
+        # A transaction each: holding one customer's money while waiting for another's would deadlock with a grant.
+        async with engine.begin() as connection:
+            found = await grants.find_grant(connection, grant_id)
+            if found is not None:
+                _, currency, grant = found
+                sink = AccountKind.PROMO_EXPENSE if grant.kind is GrantKind.PROMO else AccountKind.BREAKAGE
+                await _empty(connection, organization_id, currency, grant_id, PostingKind.EXPIRE, sink, now)
+    return frozenset(organization_id for organization_id, _ in expired)
+
+
+async def set_credit_limit(connection: AsyncConnection, organization_id: UUID, credit_limit: Units) -> None:
+    """Change how far an organization may go below zero; its next projection carries the new limit.
+
+    Raises `InvalidRequest` below zero or beyond the largest balance, `NotFound` for an organization without accounts.
+    """
+    if not 0 <= credit_limit <= LARGEST_BALANCE_UNITS:
+        raise InvalidRequest("a credit limit is at least zero and at most the largest balance", param="credit_limit")
+    await _lock(connection, organization_id)
+    changed = await connection.execute(
+        update(organization)
+        .where(organization.c.id == organization_id, organization.c.credit_limit != credit_limit)
+        .values(credit_limit=credit_limit)
+    )
+    if changed.rowcount:
+        await balances.move_balances(connection, {organization_id: 0})
+
+
+def _scope(scope: dict[str, Any] | None) -> GrantScope:
+    try:
+        return grants.scope_from(scope)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidRequest(str(error), param="scope") from error
+
+
+def _refuse_impossible(grant: Grant, now: datetime) -> None:
+    if not 0 < grant.remaining <= LARGEST_BALANCE_UNITS:
+        raise InvalidRequest("a grant is above zero and at most the largest balance", param="amount")
+    # Granted money is spendable at once in the hot store, which knows one balance and no dates.
+    if grant.effective_at > now + _EARLY:
+        raise InvalidRequest("a grant that begins later cannot be given yet", param="effective_at")
+    if grant.expires_at is not None and grant.expires_at <= max(now, grant.effective_at):
+        raise InvalidRequest("a grant must expire after it begins, and not in the past", param="expires_at")
+
+
+async def _lock(connection: AsyncConnection, organization_id: UUID, currency: str | None = None) -> None:
+    locked = await balances.lock_money(connection, [organization_id])
+    if organization_id not in locked:
+        raise NotFound("there is no such organization, or it has no accounts")
+    if currency is not None and locked[organization_id] != currency:
+        raise InvalidRequest(f"the organization's currency is {locked[organization_id]}", param="currency")
+
+
+async def _empty(
+    connection: AsyncConnection,
+    organization_id: UUID,
+    currency: str,
+    grant_id: UUID,
+    kind: PostingKind,
+    sink: AccountKind,
+    now: datetime,
+) -> Units:
+    """Move all that is left of a grant out of the customer's account; the amount moved."""
+    await _lock(connection, organization_id)
+    # Read again under the lock: a booking may have drawn on it meanwhile.
+    found = await grants.find_grant(connection, grant_id)
+    if found is None:
+        raise NotFound("there is no such credit grant, or it is voided")
+    grant = found[2]
+    if grant.remaining == 0:
+        return Units(0)
+    posting_id = await _post(
+        connection,
+        Posting(organization_id, f"{kind.value}:{grant_id}", kind, now, {"grant_id": str(grant_id)}),
+        Transfer(Account(organization_id, grant.account, currency), Account(None, sink, currency), grant.remaining),
+    )
+    await grants.draw(connection, [grants.Draw(posting_id, grant_id, grant.remaining)])
+    await balances.move_balances(connection, {organization_id: -grant.remaining})
+    return grant.remaining
+
+
+async def _post(connection: AsyncConnection, posting: Posting, transfer: Transfer) -> int:
+    ids = await ledger.account_ids(connection, [posting.organization_id], [transfer.debit.currency])
+    [posting_id] = await ledger.add_postings(connection, [posting])
+    await ledger.add_transfers(connection, [(posting_id, transfer)], ids)
+    return posting_id
+
+
+# Charges -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """What one look at a shard's stream came to; `position` is the last entry that is booked or set aside.
+
+    `busy` where another worker has the shard; `stale` where Redis does not show the shard's epoch.
+    """
+
+    shard: int
+    position: str = ""
+    read: int = 0
+    charges: int = 0
+    dead: int = 0
+    busy: bool = False
+    stale: bool = False
+    organization_ids: frozenset[UUID] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    entry: StreamEntry
+    charge: Charge
+
+    @property
+    def owner(self) -> UUID:
+        """The organization that is charged."""
+        return self.charge.organization_id
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What became of a batch: what each organization spent, and the items that the database refused."""
+
+    spent: dict[UUID, int] = field(default_factory=lambda: defaultdict(int))
+    refused: list[tuple[_Item, str]] = field(default_factory=list)
+
+
+async def book_shard(engine: AsyncEngine, hot: HotStore, shard: int, limit: int = 1_000) -> Booked:
+    """Book up to `limit` entries of a shard's stream in one transaction, then project its balances and trim it.
+
+    A program that dies anywhere in here leaves all of it booked or nothing. Raises `Unavailable` and SQLAlchemy's
+    errors where Redis or Postgres cannot answer; it may then be called again.
+    """
+    async with engine.begin() as connection:
+        lease = await shards.lease(connection, shard)
+        if lease is None:
+            return Booked(shard, busy=True)
+        if await hot.epoch(shard) != lease.epoch:
+            return Booked(shard, lease.position, stale=True)
+        entries = await hot.read(shard, lease.position, limit)
+        if not entries:
+            return Booked(shard, lease.position)
+        booked = await book_entries(connection, lease, entries)
+        await shards.move(connection, lease, booked.position)
+        changed = await balances.balances_of(connection, booked.organization_ids)
+        failpoint("before_commit")
+    failpoint("after_commit")
+    await asyncio.gather(*(project(hot, balance) for balance in changed))
+    failpoint("before_trim")
+    await hot.trim(shard, booked.position)
+    return booked
+
+
+async def book_entries(
+    connection: AsyncConnection, lease: shards.Lease, entries: Sequence[StreamEntry], *, totals: bool = True
+) -> Booked:
+    """Book stream entries in the transaction that holds the shard; what cannot be booked is set aside.
+
+    A call that has a charge already is left out. With `totals` the running totals of the entries are taken over;
+    without, they belong to an epoch that has ended.
+    """
+    items, dead = _decoded(lease.shard, entries)
+    currencies = await balances.lock_money(connection, {item.owner for item in items})
+    reasons = {item.entry.id: refusal(item.charge, currencies.get(item.owner)) for item in items}
+    fresh = await _not_booked(connection, [item for item in items if reasons[item.entry.id] is None])
+    attempt = _Attempt()
+    await _book(connection, lease, fresh, attempt)
+    dead += [_dead(lease.shard, item, reason) for item in items if (reason := reasons[item.entry.id]) is not None]
+    dead += [_dead(lease.shard, item, reason) for item, reason in attempt.refused]
+    await ledger.add_dead_entries(connection, dead)
+
+    # Also of entries that were left out: the hot store has debited them, and must get that money back.
+    running: dict[UUID, int] = {}
+    for item in items:
+        if totals and item.entry.settled is not None and item.owner in currencies:
+            running[item.owner] = max(running.get(item.owner, 0), item.entry.settled)
+    changed = attempt.spent.keys() | running.keys()
+    if changed:
+        await balances.move_balances(connection, {owner: -attempt.spent[owner] for owner in changed}, running)
+    return Booked(
+        lease.shard,
+        position=entries[-1].id,
+        read=len(entries),
+        charges=len(fresh) - len(attempt.refused),
+        dead=len(dead),
+        organization_ids=frozenset(changed),
+    )
+
+
+def _decoded(shard: int, entries: Sequence[StreamEntry]) -> tuple[list[_Item], list[DeadEntry]]:
+    items, dead = [], []
+    for entry in entries:
+        try:
+            charge = decode_charge(entry.charge)
+        except ValueError as error:
+            dead.append(DeadEntry(shard, entry.id, entry.charge, str(error)))
+        else:
+            flags = (*charge.flags, LATE) if entry.late else charge.flags
+            items.append(_Item(entry, replace(charge, flags=flags)))
+    return items, dead
+
+
+def _dead(shard: int, item: _Item, reason: str) -> DeadEntry:
+    return DeadEntry(shard, item.entry.id, item.entry.charge, reason)
+
+
+async def _not_booked(connection: AsyncConnection, items: Sequence[_Item]) -> list[_Item]:
+    """The items whose call has no charge yet, each call once."""
+    booked = await ledger.booked_calls(connection, [item.charge.call_id for item in items])
+    first = {item.charge.call_id: item for item in reversed(items)}
+    return [item for item in items if item.charge.call_id not in booked and first[item.charge.call_id] is item]
+
+
+async def _book(connection: AsyncConnection, lease: shards.Lease, items: Sequence[_Item], attempt: _Attempt) -> None:
+    """Write items; where the database refuses one, halve them until it alone is left out."""
+    if not items:
+        return
+    try:
+        async with connection.begin_nested():
+            bookings = await _write(connection, lease, items)
+    except (DBAPIError, asyncpg.PostgresError, ValueError) as error:
+        if not _refuses_row(error):
+            raise
+        if len(items) == 1:
+            attempt.refused.append((items[0], f"refused by the database: {error}"))
+            return
+        middle = len(items) // 2
+        await _book(connection, lease, items[:middle], attempt)
+        await _book(connection, lease, items[middle:], attempt)
+    else:
+        for owner, booking in bookings.items():
+            attempt.spent[owner] += booking.total
+
+
+async def _write(connection: AsyncConnection, lease: shards.Lease, items: Sequence[_Item]) -> dict[UUID, Booking]:
+    """One posting for each organization of `items`, with its charges, draws and transfers."""
+    by_owner: dict[UUID, list[_Item]] = {}
+    for item in items:
+        by_owner.setdefault(item.owner, []).append(item)
+    available = await grants.spendable_grants(connection, by_owner)
+    bookings = {
+        owner: plan_booking([item.charge for item in mine], available.get(owner, ()))
+        for owner, mine in by_owner.items()
+    }
+    currencies = {owner: mine[0].charge.currency for owner, mine in by_owner.items()}
+    accounts = await ledger.account_ids(connection, by_owner, set(currencies.values()))
+    posting_ids = await ledger.add_postings(connection, [_posting(lease, mine) for mine in by_owner.values()])
+    posted = list(zip(posting_ids, bookings.items(), strict=True))
+
+    await ledger.copy_charges(
+        connection, ((posting_id, funded) for posting_id, (_, booking) in posted for funded in booking.funded)
+    )
+    await grants.draw(
+        connection,
+        [
+            grants.Draw(posting_id, grant_id, amount)
+            for posting_id, (_, booking) in posted
+            for grant_id, amount in booking.draws.items()
+        ],
+    )
+    # Last, because every batch of a currency meets in the seller's revenue account and waits there.
+    await ledger.add_transfers(
+        connection,
+        [
+            (posting_id, _to_revenue(Account(owner, kind, currencies[owner]), amount))
+            for posting_id, (owner, booking) in posted
+            for kind, amount in booking.by_account.items()
+        ],
+        accounts,
+    )
+    return bookings
+
+
+def _to_revenue(customer: Account, amount: Units) -> Transfer:
+    return Transfer(customer, Account(None, AccountKind.REVENUE, customer.currency), amount)
+
+
+def _posting(lease: shards.Lease, items: Sequence[_Item]) -> Posting:
+    first, last, owner = items[0].entry.id, items[-1].entry.id, items[0].owner
+    return Posting(
+        owner,
+        # An entry's id is unique within an epoch only.
+        f"charges:{lease.shard}:{lease.epoch}:{first}:{last}:{owner}",
+        PostingKind.CHARGE_BATCH,
+        max(item.charge.ended_at for item in items),
+        {"shard": lease.shard, "epoch": lease.epoch, "first": first, "last": last, "calls": len(items)},
+    )
+
+
+def _refuses_row(error: Exception) -> bool:
+    """Whether the fault is in a row: SQLSTATE classes 22 and 23, or a value that cannot be sent. The rest may pass."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None)
+    return state[:2] in ("22", "23") if isinstance(state, str) else isinstance(cause, ValueError)

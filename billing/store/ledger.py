@@ -1,0 +1,194 @@
+"""The book's own rows, which are only added: accounts, postings, transfers, charges, and entries set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import insert, or_, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing.booking import FundedCharge
+from billing.store.engine import encode_json
+from models.ledger import ORGANIZATION_ACCOUNTS, Account, AccountKind, PostingKind, Transfer
+from models.tables import account, charge, dead_entry, organization_balance, posting
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """Why money moved: the head of some transfers. The key makes booking it twice impossible."""
+
+    organization_id: UUID
+    idempotency_key: str
+    kind: PostingKind
+    effective_at: datetime
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadEntry:
+    """A stream entry that cannot be booked, kept whole for someone to look at."""
+
+    shard: int
+    entry_id: str
+    payload: bytes
+    reason: str
+
+
+_POST = text(
+    """
+    insert into posting (organization_id, idempotency_key, kind, effective_at, source)
+      select organization_id, idempotency_key, kind, effective_at, cast(source as jsonb)
+        from unnest(
+          cast(:organizations as uuid[]), cast(:keys as text[]), cast(:kinds as text[]),
+          cast(:effective as timestamptz[]), cast(:sources as text[])
+        ) as row (organization_id, idempotency_key, kind, effective_at, source)
+      returning id, idempotency_key
+    """
+)
+# One statement for all, because the trigger that keeps the balances touches each account once a statement.
+_TRANSFER = text(
+    """
+    insert into transfer (posting_id, seq, debit_account, credit_account, amount)
+      select * from unnest(
+        cast(:postings as bigint[]), cast(:seqs as smallint[]), cast(:debits as bigint[]), cast(:credits as bigint[]),
+        cast(:amounts as numeric[])
+      )
+    """
+)
+
+_CHARGE_COLUMNS: Final = (
+    *("call_id", "organization_id", "project_id", "api_key_id", "currency", "endpoint", "model", "deployment"),
+    *("streamed", "ending", "usage_source", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"),
+    *("reasoning_tokens", "amount", "hold", "price_version_ids", "created_at", "ended_at", "posting_id", "funding"),
+    *("end_user", "reported", "counted", "flags", "corrects"),
+)
+
+
+async def add_accounts(connection: AsyncConnection, organization_id: UUID, currency: str) -> None:
+    """Make an organization's accounts, its balance row, and the seller's accounts of the currency where missing."""
+    wanted: list[dict[str, object]] = [
+        {"organization_id": organization_id, "kind": kind.value, "currency": currency} for kind in ORGANIZATION_ACCOUNTS
+    ]
+    wanted += [
+        {"organization_id": None, "kind": kind.value, "currency": currency}
+        for kind in AccountKind
+        if kind not in ORGANIZATION_ACCOUNTS
+    ]
+    await connection.execute(upsert(account).values(wanted).on_conflict_do_nothing())
+    await connection.execute(
+        upsert(organization_balance).values(organization_id=organization_id).on_conflict_do_nothing()
+    )
+
+
+async def account_ids(
+    connection: AsyncConnection, organization_ids: Collection[UUID], currencies: Collection[str]
+) -> dict[Account, int]:
+    """The ids of the accounts of these organizations, and of the seller's in these currencies."""
+    rows = await connection.execute(
+        select(account).where(
+            account.c.currency.in_(currencies),
+            or_(account.c.organization_id.in_(organization_ids), account.c.organization_id.is_(None)),
+        )
+    )
+    return {Account(row.organization_id, AccountKind(row.kind), row.currency): row.id for row in rows}
+
+
+async def add_postings(connection: AsyncConnection, postings: Sequence[Posting]) -> list[int]:
+    """Insert postings; their ids in the same order. Raises `IntegrityError` for a key that was used before."""
+    rows = await connection.execute(
+        _POST,
+        {
+            "organizations": [row.organization_id for row in postings],
+            "keys": [row.idempotency_key for row in postings],
+            "kinds": [row.kind.value for row in postings],
+            "effective": [row.effective_at for row in postings],
+            "sources": [encode_json(row.source) for row in postings],
+        },
+    )
+    ids: dict[str, int] = {row.idempotency_key: row.id for row in rows}
+    return [ids[row.idempotency_key] for row in postings]
+
+
+async def find_posting(connection: AsyncConnection, idempotency_key: str) -> Mapping[str, Any] | None:
+    """The `source` of the posting with this key, or None."""
+    rows = await connection.execute(select(posting.c.source).where(posting.c.idempotency_key == idempotency_key))
+    source: Mapping[str, Any] | None = rows.scalar_one_or_none()
+    return source
+
+
+async def add_transfers(
+    connection: AsyncConnection, moved: Iterable[tuple[int, Transfer]], ids: Mapping[Account, int]
+) -> None:
+    """Insert the transfers of postings, by posting id. The database moves the balances of the accounts with them."""
+    rows = list(moved)
+    if not rows:
+        return
+    seen: dict[int, int] = {}
+    seqs = []
+    for posting_id, _ in rows:
+        seqs.append(seen.setdefault(posting_id, 0))
+        seen[posting_id] += 1
+    await connection.execute(
+        _TRANSFER,
+        {
+            "postings": [posting_id for posting_id, _ in rows],
+            "seqs": seqs,
+            "debits": [ids[transfer.debit] for _, transfer in rows],
+            "credits": [ids[transfer.credit] for _, transfer in rows],
+            "amounts": [transfer.amount for _, transfer in rows],
+        },
+    )
+
+
+async def booked_calls(connection: AsyncConnection, call_ids: Collection[UUID]) -> frozenset[UUID]:
+    """Those of the calls that have a charge already."""
+    rows = await connection.execute(
+        text("select call_id from charge where call_id = any(cast(:calls as uuid[]))"), {"calls": list(call_ids)}
+    )
+    return frozenset(rows.scalars())
+
+
+async def copy_charges(connection: AsyncConnection, charges: Iterable[tuple[int, FundedCharge]]) -> None:
+    """Insert charges by posting id, with COPY. Raises asyncpg's errors as they are: SQLAlchemy has no COPY."""
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    await raw.copy_records_to_table(
+        charge.name, columns=_CHARGE_COLUMNS, records=[_record(posting_id, funded) for posting_id, funded in charges]
+    )
+
+
+async def add_dead_entries(connection: AsyncConnection, entries: Sequence[DeadEntry]) -> None:
+    """Set entries aside."""
+    if entries:
+        await connection.execute(
+            insert(dead_entry),
+            [
+                {
+                    "shard": entry.shard,
+                    "entry_id": entry.entry_id,
+                    "payload": entry.payload,
+                    "reason": entry.reason[:500].replace("\0", ""),
+                }
+                for entry in entries
+            ],
+        )
+
+
+def _record(posting_id: int, funded: FundedCharge) -> tuple[object, ...]:
+    row = funded.charge
+    return (
+        *(row.call_id, row.organization_id, row.project_id, row.api_key_id, row.currency, row.endpoint, row.model),
+        *(row.deployment, row.streamed, row.ending.value, row.usage_source.value, row.input_tokens, row.cached_tokens),
+        *(row.cache_write_tokens, row.output_tokens, row.reasoning_tokens, row.amount, row.hold),
+        *(list(row.price_version_ids), row.created_at, row.ended_at, posting_id, encode_json(funded.funding)),
+        *(row.end_user, _json(row.reported), _json(row.counted), list(row.flags), row.corrects),
+    )
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else encode_json(value)
