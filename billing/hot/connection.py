@@ -112,13 +112,13 @@ class _Wire(asyncio.Protocol):
         self._tick = 0
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
-        self._closed = False
+        self.closed = False
         self.loss = "the connection was closed"
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def send(self, arguments: tuple[Argument, ...], timeout_ms: int) -> asyncio.Future[Any]:
         """Queue one command for this turn of the loop; the future has its reply."""
-        if self._closed:
+        if self.closed:
             raise _unavailable(self.loss)
         packed: bytes = hiredis.pack_command(cast("Any", arguments))
         if not self._out:
@@ -132,9 +132,9 @@ class _Wire(asyncio.Protocol):
 
     def drop(self, reason: str) -> None:
         """Close the socket now; what is unanswered fails with `reason`."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed, self.loss = True, reason
+        self.closed, self.loss = True, reason
         if self._transport is not None:
             self._transport.abort()
         self._fail()
@@ -161,9 +161,9 @@ class _Wire(asyncio.Protocol):
             self.drop(f"Redis broke its protocol: {error}")
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self._closed and error is not None:
+        if not self.closed and error is not None:
             self.loss = f"the connection was lost: {error}"
-        self._closed = True
+        self.closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._fail()
@@ -228,7 +228,7 @@ class HotConnection:
     @property
     def connected(self) -> bool:
         """Whether commands can be sent now."""
-        return self._wire is not None
+        return self._wire is not None and not self._wire.closed
 
     def execute(self, *arguments: Argument, timeout_ms: int = TIMEOUT_MS) -> asyncio.Future[Any]:
         """Send one command; the future has its reply (bytes, int, list or None).

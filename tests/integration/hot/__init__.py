@@ -1,0 +1,1 @@
+"""The hot store against a real Redis."""
