@@ -1,4 +1,4 @@
-"""Every setting of Tollgate: one frozen class, read once from the environment (`TOLLGATE_*`). No secret has a default."""
+"""Every setting of Tollgate: one frozen class, read once from the environment. No secret has a default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(description="Postgres of the program's own, non-superuser role")
     redis_url: SecretStr = Field(description="Redis or Valkey 6.2 or later; redis:// or unix://")
     key_pepper: SecretStr = Field(min_length=32, description="Secret under which API keys are hashed")
-    owner_database_url: SecretStr | None = Field(None, description="Postgres of the role that owns the tables; for `migrate`")
+    owner_database_url: SecretStr | None = Field(None, description="Postgres of the tables' owner; for `migrate`")
 
     host: str = Field("127.0.0.1", description="Address of the public port")
     port: int = Field(8080, ge=0, le=65_535, description="Public port")

@@ -2,8 +2,8 @@
 
 Drivers own the sockets, the clock and the stores. They feed what happened (`hold_answered`, `upstream_bytes`,
 `client_gone`, ...) and carry out, in order, the commands that `take` returns. The order that keeps the promises is
-decided here alone: no byte to a backend before the hold is acknowledged, no last byte to the client before the charge is
-settled, exactly one `Settle` or `Release` for every hold.
+decided here alone: no byte to a backend before the hold is acknowledged, no last byte to the client before the charge
+is settled, exactly one `Settle` or `Release` for every hold.
 """
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ class Call:
         self._refuse(error)
 
     def _fail_in_stream(self, error: TollgateError) -> None:
-        if not self.meter.chunks:
+        if not self.meter.has_output:
             self._fail_before_first_byte(error, not self._is_head_sent)
             return
         self.error = error

@@ -176,6 +176,11 @@ class Meter:
         """Whether the backend reported usage at all, if only of a part."""
         return bool(self.final or self.running)
 
+    @property
+    def has_output(self) -> bool:
+        """Whether anything was generated, by what passed or by what the backend says."""
+        return self.chunks > 0 or any(reading.completion for reading in (*self.final.values(), *self.running.values()))
+
     def total(self) -> Reading:
         """The backend's numbers for the whole call, by its dialect's rule: final ones before running ones."""
         if not self.dialect.sums_choices and self.final:

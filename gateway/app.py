@@ -1,0 +1,169 @@
+"""The application: opens the parts, puts the metered endpoints before the control routes, serves, and closes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import uvloop
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from billing.hot.store import make_hot_store
+from billing.store.engine import make_engine
+from billing.tokens import Tokenizers
+from gateway import telemetry
+from gateway.api import billing, errors, openai, operator, probes
+from gateway.api.limits import BodyLimit
+from gateway.auth import KeyRing
+from gateway.calls.driver import Running
+from gateway.calls.intake import ENDPOINTS, Intake
+from gateway.calls.upstream import Upstreams
+from gateway.catalog import CatalogCache
+from gateway.clock import Clock
+from gateway.parts import Parts
+from gateway.server import InternalServer, PublicProtocol, PublicServer, config_of
+from gateway.settings import Settings
+
+_log = structlog.get_logger("tollgate.app")
+
+DESCRIPTION = """
+Tollgate sells calls of open-source language models. `/v1` is the OpenAI API: point the official SDK at it.
+Every call is paid for exactly; its receipt is at `/v1/calls/{call_id}`, and the call id is in `x-request-id`.
+"""
+
+
+def make_api(*, docs_enabled: bool) -> FastAPI:
+    """The control routes: everything but the metered endpoints. Unknown routes are refused, never passed on."""
+    api = FastAPI(
+        title="Tollgate",
+        version="0.1.0",
+        description=DESCRIPTION,
+        docs_url="/docs" if docs_enabled else None,
+        openapi_url="/openapi.json" if docs_enabled else None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for room in (openai, billing, operator, probes):
+        api.include_router(room.router)
+    errors.install(api)
+    api.add_middleware(BodyLimit)
+    api.add_middleware(errors.RequestIds)
+    return api
+
+
+class Tollgate:
+    """The public ASGI application. `open` before the first request, `drain` and `close` after the last."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.api = make_api(docs_enabled=settings.docs_enabled)
+        self.parts: Parts
+        self.running: Running
+        self._intake: Intake
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: metered endpoints take the call path, all others FastAPI."""
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS:
+            await self._intake(scope, receive, send)
+        else:
+            await self.api(scope, receive, send)
+
+    async def open(self) -> None:
+        """Open all parts and start what runs beside the calls. A part that is away now is awaited, not needed."""
+        settings = self.settings
+        clock = Clock(settings.clock)
+        engine = make_engine(settings.database_url.get_secret_value(), application_name="tollgate-gateway")
+        hot = await make_hot_store(
+            settings.redis_url.get_secret_value(), timeout_ms=int(settings.hold_timeout_seconds * 1_000)
+        )
+        pepper = settings.key_pepper.get_secret_value().encode()
+        self.parts = Parts(
+            settings=settings,
+            clock=clock,
+            engine=engine,
+            hot=hot,
+            keys=KeyRing(engine, pepper, clock, settings.key_cache_seconds),
+            catalog=CatalogCache(engine, settings.catalog_refresh_seconds),
+        )
+        upstreams = Upstreams(settings.connect_timeout_seconds)
+        self.running = Running(settings, hot, upstreams, Tokenizers())
+        self._intake = Intake(self.parts, self.running)
+        self.api.state.parts = self.parts
+        await self.parts.catalog.refresh(force=True)
+        self._tasks = [
+            asyncio.create_task(self.parts.catalog.run(self._stop)),
+            asyncio.create_task(self.running.watch(self._stop)),
+            asyncio.create_task(self._follow_catalog()),
+        ]
+
+    async def _follow_catalog(self) -> None:
+        """Load tokenizers, and let metrics know the names, whenever the catalog has changed."""
+        known = None
+        while not self._stop.is_set():
+            catalog = self.parts.catalog.current
+            if catalog is not known:
+                known = catalog
+                telemetry.CALLS.know(catalog)
+                await self.running.tokenizers.load(
+                    {model.tokenizer for model in catalog.models.values() if model.tokenizer}
+                )
+            await asyncio.sleep(self.settings.catalog_refresh_seconds)
+
+    async def drain(self) -> None:
+        """Take no new calls, let running ones end, make every charge durable."""
+        self._intake.is_draining = True
+        self.api.state.is_draining = True
+        await self.running.drain(self.settings.drain_seconds)
+
+    async def close(self) -> None:
+        """Close all parts, in the reverse order of `open`."""
+        self._stop.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.running.upstreams.close()
+        self.running.tokenizers.close()
+        await self.parts.hot.close()
+        await self.parts.engine.dispose()
+
+
+def serve(settings: Settings, on_ready: Callable[[int, int], None] | None = None) -> None:
+    """Run the gateway until SIGTERM or SIGINT; raises `OSError` where a port is taken.
+
+    `on_ready` is told the public and the internal port, which the system picks where they are 0.
+    """
+    telemetry.configure_logging(settings.log_level)
+    uvloop.run(_serve(settings, on_ready))
+
+
+async def _serve(settings: Settings, on_ready: Callable[[int, int], None] | None) -> None:
+    public_socket = _listen(settings.host, settings.port)
+    internal_socket = _listen(settings.internal_host, settings.internal_port)
+    app = Tollgate(settings)
+    await app.open()
+    internal = InternalServer(config_of(probes.internal_app(app.parts), http="httptools"))
+    public = PublicServer(config_of(app, http=PublicProtocol), app.drain)
+    internal_task = asyncio.create_task(internal.serve(sockets=[internal_socket]))
+    ports = public_socket.getsockname()[1], internal_socket.getsockname()[1]
+    _log.info("listening", host=settings.host, port=ports[0])
+    if on_ready is not None:
+        on_ready(*ports)
+    try:
+        await public.serve(sockets=[public_socket])
+    finally:
+        internal.should_exit = True
+        await internal_task
+        await app.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=2_048)
+    listener.setblocking(False)
+    return listener

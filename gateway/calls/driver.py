@@ -1,0 +1,482 @@
+"""Drives one call over ASGI: carries out what its state machine says, and feeds it what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from starlette.types import Message, Receive, Send
+
+from billing.hot.store import HotStore
+from billing.tokens import Tokenizers, prompt_text
+from gateway import telemetry
+from gateway.api.errors import render
+from gateway.calls.machine import (
+    Call,
+    CloseUpstream,
+    Command,
+    Connect,
+    CountTokens,
+    Phase,
+    PlaceHold,
+    Release,
+    SendBody,
+    SendError,
+    SendHead,
+    Settle,
+)
+from gateway.calls.metering import OwnCount
+from gateway.calls.upstream import Connection, Upstreams
+from gateway.settings import Settings
+from models.call import BucketState, CallRequest, Charge, Endpoint, Hold, RefusedHold, Void
+from models.errors import BackendFailed, BackendTimedOut, TollgateError, Unavailable
+
+HIGH_WATER_BYTES = 512 * 1024
+"""Bytes that wait for a slow client before the backend is no longer read."""
+SWEEP_SECONDS = 0.25
+SETTLE_PATIENCE_SECONDS = 2.0
+"""How long a client waits for its last byte while the ledger is away; the settling itself never gives up."""
+
+SETTLE_AT_STOP_SECONDS = 5.0
+
+_log = structlog.get_logger("tollgate.calls")
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass(slots=True)
+class Running:
+    """The calls of this process, and the charges that the hot store has not taken yet."""
+
+    settings: Settings
+    hot: HotStore
+    upstreams: Upstreams
+    tokenizers: Tokenizers
+    drivers: set[Driver] = field(default_factory=set)
+    unsettled: set[asyncio.Task[None]] = field(default_factory=set)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Look for calls past one of their time limits, four times a second."""
+        loop = asyncio.get_running_loop()
+        while not stop.is_set():
+            now = loop.time()
+            for driver in tuple(self.drivers):
+                driver.check_time(now)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for running calls to end, then end them; then wait for all charges to be taken."""
+        await self._until(lambda: not self.drivers, seconds)
+        for driver in tuple(self.drivers):
+            driver.drain()
+        await self._until(lambda: not self.drivers and not self.unsettled, SETTLE_AT_STOP_SECONDS)
+
+    async def _until(self, is_so: Callable[[], bool], seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not is_so():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def ended(self, driver: Driver) -> None:
+        """A call has ended."""
+        self.drivers.discard(driver)
+        self._changed.set()
+
+    def detach(self, work: Any) -> asyncio.Task[None]:
+        """Let work go on that must not end with the request it belongs to."""
+        task = asyncio.create_task(work)
+        self.unsettled.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.unsettled.discard(task)
+        self._changed.set()
+
+    async def settle(self, hold: Hold, charge: Charge) -> None:
+        """Settle, again and again until the hot store has taken it; settling is idempotent by call id."""
+        pause = 0.05
+        while True:
+            try:
+                await self.hot.settle(hold, charge)
+            except Unavailable as error:
+                _log.warning("settle_waits", call_id=charge.call_id, reason=error.message, retry_seconds=pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+            else:
+                return
+
+    async def release(self, void: Void) -> None:
+        """Give a hold back, again and again until the hot store has done it."""
+        pause = 0.05
+        while True:
+            try:
+                await self.hot.void(void.hold)
+            except Unavailable:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+            else:
+                return
+
+
+class Driver:
+    """One call and its two connections."""
+
+    def __init__(self, running: Running, call: Call, epoch: int, receive: Receive, send: Send) -> None:
+        self.call = call
+        self._running = running
+        self._epoch = epoch
+        self._receive = receive
+        self._send = send
+        self._commands: deque[Command] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._connection: Connection | None = None
+        self._loop = asyncio.get_running_loop()
+        self._deadline = float("inf")
+        self._deadline_error: TollgateError | None = None
+        self._last_second = self._loop.time() + running.settings.total_timeout_seconds
+        self._writing_since = 0.0
+        self._waiting_bytes = 0
+        self._is_stalled = False
+        self._task: asyncio.Task[Any] | None = None
+        self._started = time.perf_counter()
+        self._first_byte_seconds: float | None = None
+        self._status = 0
+        self._attempts = 0
+        self.request_id = str(call.hold_request.origin.call_id)
+        self._buckets: tuple[BucketState, ...] = ()
+
+    async def run(self) -> None:
+        """The whole call. Whatever happens to the request's task, the hold is settled or released."""
+        running, call = self._running, self.call
+        endpoint = call.request.endpoint.value
+        self._task = asyncio.current_task()
+        watch = self._loop.create_task(self._watch_client())
+        running.drivers.add(self)
+        telemetry.CALLS.started(endpoint)
+        try:
+            call.begin()
+            await self._live()
+        except asyncio.CancelledError:
+            call.client_gone()
+            running.detach(self._live())
+            raise
+        finally:
+            watch.cancel()
+            running.ended(self)
+            self._leave_backend()
+            self._report()
+
+    async def _live(self) -> None:
+        """Carry out commands until the call has ended. A command counts as done only after it was."""
+        while True:
+            self._commands.extend(self.call.take())
+            if self._commands:
+                command = self._commands[0]
+                try:
+                    await self._carry_out(command)
+                except asyncio.CancelledError:
+                    if not self._is_stalled or self._task is None:
+                        raise
+                    self._is_stalled = False
+                    self._task.uncancel()
+                self._commands.popleft()
+            elif self.call.phase is Phase.ENDED:
+                return
+            else:
+                self._wake = self._loop.create_future()
+                await self._wake
+
+    async def _carry_out(self, command: Command) -> None:
+        match command:
+            case SendBody(data, last):
+                await self._send_body(data, last)
+            case SendHead(length):
+                await self._send_head(length)
+            case PlaceHold(request):
+                await self._place_hold(request)
+            case Connect():
+                await self._connect(command)
+            case Settle(hold, charge):
+                await self._settle(hold, charge)
+            case Release(void):
+                await self._release(void)
+            case CloseUpstream():
+                self._close_backend()
+            case SendError(error, answer):
+                await self._send_error(error, answer)
+            case CountTokens(request, model, texts):
+                self.call.counted(await count(self._running.tokenizers, request, model.tokenizer, texts))
+
+    # Ledger ----------------------------------------------------------------------------------------------------------
+
+    async def _place_hold(self, request: Any) -> None:
+        try:
+            answer = await self._running.hot.hold(request, self._epoch)
+        except TollgateError as error:
+            self.call.hold_failed(error)
+            return
+        self._buckets = answer.buckets
+        if isinstance(answer, RefusedHold):
+            telemetry.CALLS.refused(answer.reason.value)
+        self.call.hold_answered(answer)
+
+    async def _settle(self, hold: Hold, charge: Charge) -> None:
+        try:
+            await self._running.hot.settle(hold, charge)
+        except Unavailable:
+            task = self._running.detach(self._running.settle(hold, charge))
+            await asyncio.wait({task}, timeout=SETTLE_PATIENCE_SECONDS)
+        telemetry.CALLS.charged(charge)
+        self.call.settled()
+
+    async def _release(self, void: Void) -> None:
+        try:
+            await self._running.hot.void(void.hold)
+        except Unavailable:
+            self._running.detach(self._running.release(void))
+
+    # Backend ---------------------------------------------------------------------------------------------------------
+
+    async def _connect(self, command: Connect, *, fresh: bool = False) -> None:
+        settings, upstreams = self._running.settings, self._running.upstreams
+        if self.call.phase is not Phase.CONNECTING:
+            return
+        pool = upstreams.pool(command.deployment)
+        self._attempts += 1
+        try:
+            take = pool.connect if fresh else pool.take
+            connection = await take(settings.connect_timeout_seconds)
+        except BackendFailed as error:
+            telemetry.CALLS.backend_error(command.deployment.backend.name, "connect")
+            self.call.upstream_failed(error)
+            return
+        if self.call.phase is not Phase.CONNECTING:
+            connection.close()
+            return
+        backend_id = command.deployment.backend.id
+        upstreams.in_flight[backend_id] = upstreams.in_flight.get(backend_id, 0) + 1
+        self._connection = connection
+        self._sent = command
+        connection.send(pool.address.request(command.endpoint, command.body), self)
+        self._expect(settings.first_byte_timeout_seconds, "The model's backend did not answer in time.")
+        self.call.upstream_sent()
+
+    def _expect(self, seconds: float, message: str) -> None:
+        self._deadline = self._loop.time() + seconds
+        self._deadline_error = BackendTimedOut(message) if self._deadline_error is None else self._deadline_error
+
+    def upstream_head(self, status: int, content_type: bytes) -> None:
+        """The backend answers."""
+        self.call.upstream_head(status, content_type)
+
+    def upstream_bytes(self, data: bytes) -> None:
+        """A piece of the backend's answer: goes to the machine at once, and to the client in its turn."""
+        self._deadline = self._loop.time() + self._running.settings.idle_timeout_seconds
+        self.call.upstream_bytes(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > HIGH_WATER_BYTES and self.call.request.stream and self._connection is not None:
+            self._connection.pause()
+        self._notify()
+
+    def upstream_end(self) -> None:
+        """The backend's answer is complete."""
+        self.call.upstream_end()
+        self._notify()
+
+    def upstream_lost(self, error: TollgateError, is_stale: bool) -> None:
+        """The backend's connection broke."""
+        self._forget_backend()
+        if is_stale and self.call.phase is Phase.CONNECTING:
+            # The backend had closed an idle connection before it saw the request: nothing was done, ask again.
+            self._running.detach(self._reconnect())
+            return
+        telemetry.CALLS.backend_error(self.call.deployment.backend.name, "closed")
+        self.call.upstream_failed(error)
+        self._notify()
+
+    async def _reconnect(self) -> None:
+        await self._connect(self._sent, fresh=True)
+        self._notify()
+
+    def _close_backend(self) -> None:
+        connection = self._connection
+        self._forget_backend()
+        if connection is not None:
+            connection.close()
+
+    def _leave_backend(self) -> None:
+        connection = self._connection
+        self._forget_backend()
+        if connection is not None:
+            connection.leave()
+
+    def _forget_backend(self) -> None:
+        if self._connection is not None:
+            self._connection = None
+            self._running.upstreams.in_flight[self._sent.deployment.backend.id] -= 1
+        self._deadline = float("inf")
+
+    # Time ------------------------------------------------------------------------------------------------------------
+
+    def check_time(self, now: float) -> None:
+        """End what has taken too long: a backend that is silent, a client that does not read, a call without end."""
+        settings = self._running.settings
+        if self._writing_since and now - self._writing_since > settings.write_timeout_seconds:
+            self._writing_since = 0.0
+            self._is_stalled = True
+            self.call.client_gone()
+            if self._task is not None:
+                self._task.cancel()
+        elif self._writing_since:
+            return
+        elif now > self._deadline or now > self._last_second:
+            self._deadline = self._last_second = float("inf")
+            telemetry.CALLS.backend_error(self.call.deployment.backend.name, "timeout")
+            self.call.upstream_failed(BackendTimedOut("The model's backend did not answer in time."))
+            self._notify()
+
+    def drain(self) -> None:
+        """This process stops: end the call with what it has."""
+        self.call.drain(Unavailable("This server is being restarted. Send the request again."))
+        self._notify()
+
+    # Client ----------------------------------------------------------------------------------------------------------
+
+    async def _watch_client(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.call.client_gone()
+                self._notify()
+                return
+
+    def _notify(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+
+    async def _write(self, message: Message) -> None:
+        self._writing_since = self._loop.time()
+        try:
+            await self._send(message)
+        except OSError:
+            self.call.client_gone()
+        finally:
+            self._writing_since = 0.0
+
+    async def _send_head(self, length: int | None) -> None:
+        self._status = 200
+        self._first_byte_seconds = time.perf_counter() - self._started
+        telemetry.CALLS.first_byte(self.call.request.endpoint.value, self._first_byte_seconds)
+        headers = [(b"x-request-id", self.request_id.encode()), *rate_limit_headers(self._buckets)]
+        if length is None:
+            headers += _STREAM_HEADERS
+        else:
+            headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
+        await self._write({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _send_body(self, data: bytes, last: bool) -> None:
+        if self.call.is_client_gone:
+            return
+        await self._write({"type": "http.response.body", "body": data, "more_body": not last})
+        self._waiting_bytes = 0
+        if self._connection is not None:
+            self._connection.resume()
+
+    async def _send_error(self, error: TollgateError, answer: Hold | RefusedHold | None) -> None:
+        rendered = render(error, request_id=self.request_id)
+        self._status = rendered.status
+        headers = [*rendered.headers, *rate_limit_headers(answer.buckets if answer is not None else self._buckets)]
+        await self._write({"type": "http.response.start", "status": rendered.status, "headers": headers})
+        await self._write({"type": "http.response.body", "body": rendered.body})
+
+    def _report(self) -> None:
+        call, origin = self.call, self.call.hold_request.origin
+        seconds = time.perf_counter() - self._started
+        status = self._status or 499
+        ending = call.ending.value if call.ending is not None else "refused" if call.hold is None else "void"
+        telemetry.CALLS.ended(origin.endpoint.value, origin.model, ending, status, seconds)
+        telemetry.log_call(
+            call_id=self.request_id,
+            organization_id=str(origin.organization_id),
+            project_id=str(origin.project_id),
+            api_key_id=str(origin.api_key_id),
+            endpoint=origin.endpoint.value,
+            model=origin.model,
+            status=status,
+            ending=ending,
+            duration_ms=int(seconds * 1_000),
+            streamed=origin.streamed,
+            first_byte_ms=None if self._first_byte_seconds is None else int(self._first_byte_seconds * 1_000),
+            attempts=self._attempts,
+            reason=call.error.message if call.error is not None else "",
+            charge=call.charge,
+        )
+
+
+async def count(
+    tokenizers: Tokenizers, request: CallRequest, tokenizer: str | None, texts: tuple[str, ...]
+) -> OwnCount:
+    """Our own count of a call; exact where the model's tokenizer is at hand and no chat template is in between.
+
+    Each choice is counted by itself, as it was generated.
+    """
+    completions = [await tokenizers.count(tokenizer, text) for text in texts]
+    subject = request.body.get("prompt") if request.endpoint is Endpoint.COMPLETIONS else request.body.get("input")
+    if subject is None:
+        prompts = [await tokenizers.count(tokenizer, prompt_text(request.body))]
+    else:
+        items = subject if isinstance(subject, list) and not isinstance(subject[0], int) else [subject]
+        prompts = [await tokenizers.count(tokenizer, item) for item in items if isinstance(item, str)]
+    token_ids = _token_ids(subject)
+    return OwnCount(
+        prompt=sum(prompt.tokens for prompt in prompts) + token_ids,
+        completion=sum(completion.tokens for completion in completions),
+        is_prompt_exact=subject is not None and all(prompt.exact for prompt in prompts),
+        is_completion_exact=all(completion.exact for completion in completions),
+    )
+
+
+def _token_ids(subject: Any) -> int:
+    if not isinstance(subject, list):
+        return 0
+    if isinstance(subject[0], int):
+        return len(subject)
+    return sum(len(item) for item in subject if isinstance(item, list))
+
+
+def rate_limit_headers(buckets: tuple[BucketState, ...]) -> list[tuple[bytes, bytes]]:
+    """The `x-ratelimit-*` headers of the OpenAI API, each from the tightest bucket; resets as Go durations."""
+    headers: list[tuple[bytes, bytes]] = []
+    for kind in ("requests", "tokens"):
+        of_kind = [bucket for bucket in buckets if bucket.scope.endswith(kind)]
+        if not of_kind:
+            continue
+        tightest = min(of_kind, key=lambda bucket: bucket.remaining)
+        name = kind.encode()
+        headers += [
+            (b"x-ratelimit-limit-" + name, b"%d" % tightest.limit),
+            (b"x-ratelimit-remaining-" + name, b"%d" % max(0, tightest.remaining)),
+            (b"x-ratelimit-reset-" + name, _go_duration(tightest.reset_ms)),
+        ]
+    return headers
+
+
+def _go_duration(milliseconds: int) -> bytes:
+    if milliseconds < 1_000:
+        return b"%dms" % milliseconds
+    minutes, rest = divmod(milliseconds, 60_000)
+    seconds = b"%d.%03ds" % divmod(rest, 1_000) if rest % 1_000 else b"%ds" % (rest // 1_000)
+    return b"%dm%b" % (minutes, seconds) if minutes else seconds

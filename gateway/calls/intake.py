@@ -1,0 +1,205 @@
+"""The intake of the call path: from an ASGI request to an admitted call, or to an error before any money is held."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from billing.admission import hold_request, permit
+from gateway.api.errors import render
+from gateway.api.requests import parse
+from gateway.auth import credential
+from gateway.backends import DIALECTS
+from gateway.calls.driver import Driver, Running
+from gateway.calls.machine import Call
+from gateway.parts import Parts
+from gateway.routing import order
+from models.account import Principal
+from models.call import CallOrigin, CallRequest, Endpoint
+from models.catalog import Deployment, Model
+from models.errors import InvalidRequest, ModelNotFound, TollgateError, Unavailable
+from models.ids import uuid7
+
+ENDPOINTS: dict[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
+"""The metered paths. Each is authenticated here, in `Intake.__call__`, before anything else is looked at."""
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 * 1024
+_JSON = b"application/json"
+_log = structlog.get_logger("tollgate.calls")
+
+
+@dataclass(slots=True)
+class Intake:
+    """ASGI application of the metered endpoints. `is_draining` refuses new calls while a process stops."""
+
+    parts: Parts
+    running: Running
+    is_draining: bool = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request: authenticate, read, parse, admit, and hand over to the call's driver."""
+        call_id = uuid7(self.parts.clock.now())
+        try:
+            driver = await self._admit(scope, receive, send, call_id)
+        except TollgateError as error:
+            await _send_error(send, error, call_id)
+            return
+        except _ClientGone:
+            return
+        except Exception:
+            _log.exception("call_failed", request_id=call_id)
+            await _send_error(send, TollgateError("Something went wrong on our side."), call_id)
+            return
+        await driver.run()
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, call_id: UUID) -> Driver:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        _check_size(headers)
+        parts = self.parts
+        secret = credential(headers)
+        principal = parts.keys.cached(secret) or await parts.keys.principal(secret)
+        if self.is_draining:
+            raise Unavailable("This server is being restarted. Send the request again.")
+        if len(self.running.drivers) >= parts.settings.max_connections:
+            raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
+        _check_headers(headers, parts.settings.max_body_bytes)
+        body = await _read_body(receive, parts.settings.max_body_bytes, parts.settings.body_timeout_seconds)
+        request = parse(ENDPOINTS[scope["path"]], body)
+        now = parts.clock.now()
+        call = await self._call(request, principal, call_id, now)
+        epoch = parts.catalog.epochs.get(principal.shard)
+        if epoch is None:
+            raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
+        return Driver(self.running, call, epoch, receive, send)
+
+    async def _call(self, request: CallRequest, principal: Principal, call_id: UUID, now: datetime) -> Call:
+        model = await self._model(request, principal)
+        catalog = self.parts.catalog.current
+        rates = catalog.rates(principal.price_book, principal.currency, model.id, now)
+        if rates is None:
+            raise _no_model(request.model)
+        deployments = self._deployments(request, model)
+        origin = CallOrigin(
+            call_id=call_id,
+            organization_id=principal.organization_id,
+            project_id=principal.project_id,
+            api_key_id=principal.api_key_id,
+            shard=principal.shard,
+            currency=principal.currency,
+            endpoint=request.endpoint,
+            model=model.id,
+            streamed=request.stream,
+            created_at=now,
+            end_user=request.end_user,
+        )
+        hold = hold_request(request, origin, principal, model, rates)
+        return Call(request, hold, model, deployments, self.parts.clock.now)
+
+    async def _model(self, request: CallRequest, principal: Principal) -> Model:
+        catalog = self.parts.catalog
+        model = catalog.current.models.get(request.model)
+        if model is None:
+            # Another process may have just added it.
+            await catalog.refresh()
+            model = catalog.current.models.get(request.model)
+        if model is None:
+            raise _no_model(request.model)
+        permit(principal, model.id)
+        return model
+
+    def _deployments(self, request: CallRequest, model: Model) -> tuple[Deployment, ...]:
+        """Deployments that can serve the request, in the order in which they are tried."""
+        able, refusal = [], None
+        for deployment in model.deployments:
+            try:
+                dialect = DIALECTS[deployment.backend.kind]
+                dialect.check(request)
+                dialect.body(request, model, deployment)
+            except InvalidRequest as error:
+                refusal = error
+            else:
+                able.append(deployment)
+        if refusal is not None and not able:
+            raise refusal
+        ordered = order(tuple(able), self.running.upstreams.in_flight)
+        if not ordered:
+            raise Unavailable("All backends of this model are busy or disabled. Nothing was charged; try again.")
+        return ordered
+
+
+class _ClientGone(Exception):
+    """The client left before its request was complete: there is nobody to answer."""
+
+
+def _no_model(name: str) -> ModelNotFound:
+    shown = name if len(name) <= 64 and name.isprintable() else "of this name"
+    return ModelNotFound(f"The model {shown} does not exist, or is not sold to you.", param="model")
+
+
+def _check_size(headers: list[tuple[bytes, bytes]]) -> None:
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        raise InvalidRequest("The headers are too large.", status=431)
+
+
+def _check_headers(headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> None:
+    """Refuse by what the headers say alone: too large, compressed, or not JSON."""
+    content_type = b""
+    for name, value in headers:
+        if name == b"content-type":
+            content_type = value.partition(b";")[0].strip().lower()
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise InvalidRequest("Compressed bodies are not taken; send plain JSON.", status=415)
+        elif name == b"content-length" and (not value.isdigit() or int(value[:20]) > max_body_bytes):
+            raise _too_large(max_body_bytes)
+    if content_type and content_type != _JSON:
+        raise InvalidRequest("Send the body as content-type application/json.", status=415)
+
+
+def _too_large(max_body_bytes: int) -> InvalidRequest:
+    return InvalidRequest(f"The body is larger than {max_body_bytes} bytes.", status=413)
+
+
+async def _read_body(receive: Receive, limit: int, timeout_seconds: float) -> bytes:
+    message = await _next(receive, timeout_seconds)
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False) and len(body) <= limit:
+        return body
+    pieces, size = [body], len(body)
+    deadline = asyncio.get_running_loop().time() + timeout_seconds
+    while message.get("more_body", False):
+        if size > limit:
+            break
+        message = await _next(receive, deadline - asyncio.get_running_loop().time())
+        piece = message.get("body", b"")
+        size += len(piece)
+        pieces.append(piece)
+    if size > limit:
+        raise _too_large(limit)
+    return b"".join(pieces)
+
+
+async def _next(receive: Receive, timeout_seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            message = await receive()
+    except TimeoutError:
+        raise InvalidRequest("The body did not arrive in time.", status=408) from None
+    if message["type"] == "http.disconnect":
+        raise _ClientGone
+    return message
+
+
+async def _send_error(send: Send, error: TollgateError, call_id: UUID) -> None:
+    rendered = render(error, request_id=str(call_id))
+    # After 413 the server goes on reading and throws away: closing at once would reset the connection before a client
+    # that is still sending has read why.
+    headers = [*rendered.headers, (b"connection", b"close")] if rendered.status == 408 else rendered.headers
+    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
+    await send({"type": "http.response.body", "body": rendered.body})

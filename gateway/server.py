@@ -1,0 +1,139 @@
+"""The public HTTP server: uvicorn with the limits a stranger meets, and a shutdown that loses no call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADER_SECONDS = 10.0
+"""Time in which a request's head must arrive."""
+HEAD_LIMIT_BYTES = 64 * 1024
+KEEP_ALIVE_SECONDS = 75
+MAX_CONNECTIONS = 8_192
+
+_REFUSED = {
+    400: (b"400 Bad Request", b"This is not a valid HTTP request."),
+    408: (b"408 Request Timeout", b"The head of the request did not arrive in time."),
+    431: (b"431 Request Header Fields Too Large", b"The headers are too large."),
+}
+
+
+class PublicProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a bound on the head of a request, in time and in bytes, and errors in our shape."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """asyncio: a client connected."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the client is gone."""
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes came."""
+        if self._in_head:
+            if self._head_timer is None:
+                self._await_head()
+            self._head_bytes += len(data)
+            # A body that comes with its head is no part of it, hence the look for the end of the head.
+            if self._head_bytes > HEAD_LIMIT_BYTES and b"\r\n\r\n" not in data[:HEAD_LIMIT_BYTES]:
+                self._refuse(431)
+                return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """httptools: the head is complete."""
+        self._head_arrived()
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """httptools: the request is complete; what follows is the head of the next."""
+        super().on_message_complete()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn: the bytes are no HTTP."""
+        self._refuse(400)
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEADER_SECONDS, self._refuse, 408)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: int) -> None:
+        self._head_arrived()
+        line, message = _REFUSED[status]
+        body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}' % message
+        if not self.transport.is_closing():
+            self.transport.write(
+                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (line, len(body), body)
+            )
+            self.transport.close()
+
+
+class PublicServer(uvicorn.Server):
+    """Stops in the order that loses nothing: `drain` ends the calls before uvicorn closes connections."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn: asked to stop."""
+        for server in self.servers:
+            server.close()
+        await self._drain()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT, and then end with status 0 instead of the signal: the stop was clean."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
+
+class InternalServer(uvicorn.Server):
+    """The internal port; stopped by the public server's end, not by signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the public server."""
+        yield
+
+
+def config_of(app: Any, **options: Any) -> uvicorn.Config:
+    """uvicorn's configuration for both ports: no access log, no server header, our own logging."""
+    return uvicorn.Config(
+        app,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=2,
+        **options,
+    )
