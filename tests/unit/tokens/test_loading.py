@@ -102,6 +102,19 @@ async def test_a_megabyte_never_stalls_the_loop(tokenizers: Tokenizers, spec: st
     assert (await tokenizers.count(spec, "one two " * 2_000)).exact, "the workers are alive"
 
 
+async def test_the_reference_does_not_stall_the_loop_either(
+    tokenizers: Tokenizers, shapes: dict[str, dict[str, Any]], write: WriteTokenizer
+) -> None:
+    spec = str(write(shapes["space in front"]))
+    await tokenizers.load([spec])
+    stalls = []
+    for _ in range(ATTEMPTS):
+        stalls.append((await _longest_stall(tokenizers, spec, HOSTILE["digits"]))[1])
+        if stalls[-1] < STALL_LIMIT_SECONDS:
+            break
+    assert min(stalls) < STALL_LIMIT_SECONDS
+
+
 async def _longest_stall(tokenizers: Tokenizers, spec: str, text: str) -> tuple[Count, float]:
     """The count of `text`, and the seconds for which the loop was longest kept from its next turn."""
     counting = asyncio.ensure_future(tokenizers.count(spec, text))
