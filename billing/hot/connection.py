@@ -11,7 +11,7 @@ import hashlib
 import ssl
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -60,7 +60,7 @@ class Address:
     tls: bool
     database: int
     user: str | None
-    password: str | None
+    password: str | None = field(repr=False)
 
     @classmethod
     def parse(cls, url: str) -> Address:

@@ -15,7 +15,8 @@ from models.money import MilliUnits, Units
 from models.usage import Ending, UsageSource
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-RATES = Rates(*(MilliUnits(1_000) for _ in range(5)), version_ids=(uuid7(NOW),))
+PRICE = MilliUnits(1_000)
+RATES = Rates(PRICE, PRICE, PRICE, PRICE, PRICE, version_ids=(uuid7(NOW),))
 EPOCH = 7
 
 

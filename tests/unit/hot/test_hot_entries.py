@@ -1,0 +1,167 @@
+"""The JSON on the stream and in open holds: the same value comes back, and a bad one is refused with its reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from billing.hot.entries import decode_charge, decode_hold, encode_charge, encode_hold
+from models.call import CallOrigin, Charge, Endpoint, HoldRequest, InFlightLimit, RateBucket
+from models.catalog import Rates
+from models.ids import uuid7
+from models.money import MilliUnits, Units
+from models.usage import Ending, UsageSource
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+CALL = uuid7(NOW)
+PRICE = MilliUnits(1)
+RATES = Rates(PRICE, PRICE, PRICE, PRICE, PRICE)
+CHARGE = Charge(
+    *(CALL, uuid7(NOW), uuid7(NOW), uuid7(NOW)),
+    currency="USD",
+    endpoint=Endpoint.COMPLETIONS,
+    model="tiny",
+    deployment="tiny@here",
+    streamed=False,
+    ending=Ending.FINISHED,
+    usage_source=UsageSource.BACKEND,
+    input_tokens=10,
+    cached_tokens=4,
+    cache_write_tokens=1,
+    output_tokens=20,
+    reasoning_tokens=5,
+    amount=30,
+    hold=40,
+    price_version_ids=(uuid7(NOW),),
+    created_at=NOW,
+    ended_at=NOW,
+)
+
+MOMENTS = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+COUNTS = st.integers(0, 2**31 - 1)
+AMOUNTS = st.integers(0, 9 * 10**15)
+USAGE = st.none() | st.dictionaries(TEXT, COUNTS | TEXT | st.none() | st.lists(st.booleans(), max_size=2), max_size=3)
+
+
+@st.composite
+def charges(draw: st.DrawFn) -> Charge:
+    """Any charge that Postgres takes."""
+    amount, spare = draw(AMOUNTS), draw(AMOUNTS)
+    output = draw(COUNTS)
+    return replace(
+        CHARGE,
+        call_id=draw(st.uuids()),
+        model=draw(TEXT),
+        streamed=draw(st.booleans()),
+        ending=draw(st.sampled_from(Ending)),
+        usage_source=draw(st.sampled_from(UsageSource)),
+        input_tokens=draw(st.integers(5, 2**31 - 1)),
+        output_tokens=output,
+        reasoning_tokens=draw(st.integers(0, output)),
+        amount=min(amount, spare),
+        hold=max(amount, spare),
+        price_version_ids=tuple(draw(st.lists(st.uuids(), max_size=3))),
+        created_at=draw(MOMENTS),
+        ended_at=draw(MOMENTS),
+        end_user=draw(st.none() | TEXT),
+        reported=draw(USAGE),
+        counted=draw(USAGE),
+        flags=tuple(draw(st.lists(TEXT, max_size=3))),
+        corrects=draw(st.none() | st.uuids()),
+    )
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> HoldRequest:
+    """Any hold."""
+    origin = CallOrigin(
+        call_id=draw(st.uuids()),
+        organization_id=draw(st.uuids()),
+        project_id=draw(st.uuids()),
+        api_key_id=draw(st.uuids()),
+        shard=draw(st.integers(0, 15)),
+        currency="USD",
+        endpoint=draw(st.sampled_from(Endpoint)),
+        model=draw(TEXT),
+        streamed=draw(st.booleans()),
+        created_at=draw(MOMENTS),
+        end_user=draw(st.none() | TEXT),
+    )
+    prices = [MilliUnits(price) for price in draw(st.lists(AMOUNTS, min_size=6, max_size=6))]
+    versions = tuple(draw(st.lists(st.uuids(), max_size=3)))
+    rates = Rates(prices[0], prices[1], prices[2], prices[3], prices[4], prices[5], versions)
+    buckets = st.lists(st.builds(RateBucket, TEXT, COUNTS, COUNTS), max_size=3)
+    places = st.lists(st.builds(InFlightLimit, TEXT, COUNTS), max_size=3)
+    amount = Units(draw(AMOUNTS))
+    return HoldRequest(origin, amount, rates, draw(COUNTS), draw(COUNTS), tuple(draw(buckets)), tuple(draw(places)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(charges())
+def test_a_charge_comes_back_as_it_was(charge: Charge) -> None:
+    assert decode_charge(encode_charge(charge)) == charge
+
+
+@settings(max_examples=50, deadline=None)
+@given(requests())
+def test_a_hold_comes_back_as_it_was(request: HoldRequest) -> None:
+    entry = decode_hold(encode_hold(request))
+    assert entry.request == request
+    assert entry.amount == str(request.amount)
+
+
+def test_the_time_that_redis_puts_in_front_of_a_hold_is_read() -> None:
+    origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, "tiny", False, NOW)
+    plain = encode_hold(HoldRequest(origin, Units(5), RATES, 1, 1))
+    assert decode_hold(b'{"placed_at_ms":1234,' + plain[1:]).placed_at_ms == 1_234
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param({"output_tokens": -1}, "negative", id="negative tokens"),
+        pytest.param({"output_tokens": 2**31}, "more tokens", id="more than an integer column holds"),
+        pytest.param({"cached_tokens": 10}, "cached", id="cached and written tokens exceed the input"),
+        pytest.param({"reasoning_tokens": 21}, "reasoning", id="reasoning exceeds the output"),
+        pytest.param({"amount": 41}, "outside its hold", id="more than the hold"),
+        pytest.param({"amount": -1}, "outside its hold", id="a negative charge that corrects nothing"),
+        pytest.param({"hold": 10**16}, "largest", id="a hold beyond the largest balance"),
+        pytest.param({"ended_at": "2026-03-01T00:00:00"}, "zone", id="a time without a zone"),
+        pytest.param({"end_user": "a\0b"}, "NUL", id="a NUL in the end user"),
+        pytest.param({"reported": {"a\\\0": 1}}, "NUL", id="a NUL after a backslash"),
+        pytest.param({"amount": "30"}, "Expected `int`", id="an amount as text"),
+        pytest.param({"amount": 1.5}, "Expected `int`", id="part of a unit"),
+        pytest.param({"call_id": "7"}, "UUID", id="a call id that is none"),
+        pytest.param({"ending": "gone"}, "enum", id="an unknown ending"),
+    ],
+)
+def test_a_charge_that_would_fail_its_batch_is_refused(changes: dict[str, Any], reason: str) -> None:
+    payload = json.dumps(json.loads(encode_charge(CHARGE)) | changes).encode()
+    with pytest.raises(ValueError, match=reason):
+        decode_charge(payload)
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b"[]", b"{", b"\xff", b"null", encode_charge(CHARGE)[:-1]])
+def test_what_is_no_charge_and_no_hold_is_refused(payload: bytes) -> None:
+    with pytest.raises(ValueError, match="not a charge"):
+        decode_charge(payload)
+    with pytest.raises(ValueError, match="not a hold"):
+        decode_hold(payload)
+
+
+def test_the_text_of_an_escape_is_not_the_character() -> None:
+    """Or a caller could name an end user by which no call of theirs is booked."""
+    charge = replace(CHARGE, end_user="\\u0000")
+    assert decode_charge(encode_charge(charge)) == charge
+
+
+def test_a_correction_may_be_negative() -> None:
+    charge = replace(CHARGE, amount=-30, corrects=CALL)
+    assert decode_charge(encode_charge(charge)) == charge
