@@ -84,7 +84,7 @@ def reference_length(document: dict[str, Any]) -> Callable[[str], int]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    # The batch of one on purpose: `encode` keeps the GIL while it works (1.8 s for a megabyte), `encode_batch_fast` not.
+    # A batch of one on purpose: `encode` keeps the GIL while it works, 1.8 s for a megabyte; this one does not.
     return lambda text: len(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
