@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM_LENGTH: Final = 27
 _CHECKSUM_LENGTH: Final = 6
+_NONCE_LENGTH: Final = 16
 
 
 class KeyKind(StrEnum):
@@ -87,6 +88,27 @@ async def issue_operator_key(
         now=now or datetime.now(UTC),
     )
     return key_id, minted.value
+
+
+def seal(value: str, pepper: bytes) -> str:
+    """A key made unreadable without the pepper, for the stored answer of a request that made it; hexadecimal text.
+
+    The pad is as long as the value and used once, since it comes from a random nonce.
+    """
+    nonce = secrets.token_bytes(_NONCE_LENGTH)
+    return (nonce + _padded(value.encode(), nonce, pepper)).hex()
+
+
+def unseal(sealed: str, pepper: bytes) -> str:
+    """The key that `seal` made unreadable."""
+    whole = bytes.fromhex(sealed)
+    return _padded(whole[_NONCE_LENGTH:], whole[:_NONCE_LENGTH], pepper).decode()
+
+
+def _padded(text: bytes, nonce: bytes, pepper: bytes) -> bytes:
+    pad = hmac.digest(pepper, b"sealed answer" + nonce, "sha512")
+    assert len(text) <= len(pad), "a pad is never used twice"
+    return bytes(left ^ right for left, right in zip(text, pad, strict=False))
 
 
 def _checksum(body: str) -> str:

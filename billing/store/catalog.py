@@ -109,7 +109,7 @@ async def create_model(connection: AsyncConnection, now: datetime, values: dict[
 
 async def update_model(connection: AsyncConnection, model_id: str, values: dict[str, Any]) -> bool:
     """Change columns of a model; answers whether there is such a model."""
-    found = await connection.execute(select(model.c.id).where(model.c.id == model_id).with_for_update())
+    found = await connection.execute(select(model.c.id).where(model.c.id == model_id).with_for_update(key_share=True))
     if found.one_or_none() is None:
         return False
     if values:

@@ -1,4 +1,4 @@
-"""What a refused constraint means to the caller: the names of `models.tables` turned into sentences."""
+"""What an error of Postgres means to the caller: constraints of `models.tables` turned into sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy.exc import DBAPIError
 
-from models.errors import Conflict, InvalidRequest, TollgateError
+from models.errors import Conflict, InvalidRequest, TollgateError, Unavailable
 
 _CONFLICTS: Final = {
     "backend_name_key": "A backend of this name exists. Choose another name, or update that backend.",
@@ -22,11 +22,14 @@ _INVALID: Final = {
     ),
     "credit_grant_expires_at_check": ("A credit grant must expire after it becomes effective.", "expires_at"),
 }
-_UNIQUE, _EXCLUSION, _CLASS_INTEGRITY, _CLASS_DATA = "23505", "23P01", "23", "22"
+_UNIQUE, _EXCLUSION, _LOCK_TIMEOUT = "23505", "23P01", "55P03"
+_CLASS_INTEGRITY, _CLASS_DATA = "23", "22"
+_CLASSES_OUTAGE = ("08", "40", "53", "57")
+"""Lost connection, serialization or deadlock, no resources, shutdown or cancelled."""
 
 
 def refusal(error: DBAPIError) -> TollgateError | None:
-    """The error that a constraint's refusal is for the caller, or None where the error is none of the caller's."""
+    """What a database error is for the caller, or None where it is a bug of ours."""
     state = str(getattr(error.orig, "sqlstate", None) or "")
     name = _constraint(error)
     if name in _CONFLICTS:
@@ -40,6 +43,8 @@ def refusal(error: DBAPIError) -> TollgateError | None:
         return InvalidRequest("The request names something that does not exist, or contradicts itself.")
     if state.startswith(_CLASS_DATA):
         return InvalidRequest("The request contains a value that cannot be stored.")
+    if error.connection_invalidated or state == _LOCK_TIMEOUT or state.startswith(_CLASSES_OUTAGE):
+        return Unavailable("The database cannot do this now. Nothing was changed; try again in a moment.")
     return None
 
 

@@ -181,6 +181,12 @@ async def revoke(connection: AsyncConnection, keys: Table, key_id: UUID, now: da
     """
     matches = [keys.c.id == key_id, *(keys.c[column] == value for column, value in owner.items())]
     await connection.execute(update(keys).where(*matches, keys.c.revoked_at.is_(None)).values(revoked_at=now))
+    return await find_key(connection, keys, key_id, **owner)
+
+
+async def find_key(connection: AsyncConnection, keys: Table, key_id: UUID, **owner: UUID) -> AnyRow | None:
+    """A key of one of the three tables, revoked or not; `owner` are columns it must match."""
+    matches = [keys.c.id == key_id, *(keys.c[column] == value for column, value in owner.items())]
     return await fetch_optional(connection, select(keys).where(*matches))
 
 

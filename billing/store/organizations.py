@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_one, fetch_optional, fetch_page
 from models.ids import uuid7
-from models.tables import organization, project
+from models.tables import credit_grant, organization, project
 
 
 async def create_organization(
@@ -28,7 +28,7 @@ async def find_organization(
     """An organization, open or closed; `for_update` keeps others from changing it until the transaction ends."""
     statement = select(organization).where(organization.c.id == organization_id)
     if for_update:
-        statement = statement.with_for_update()
+        statement = statement.with_for_update(key_share=True)
     return await fetch_optional(connection, statement)
 
 
@@ -67,3 +67,17 @@ async def list_projects(connection: AsyncConnection, organization_id: UUID, page
     """A page of an organization's projects, oldest first."""
     statement = select(project).where(project.c.organization_id == organization_id)
     return await fetch_page(connection, statement, project.c.id, page)
+
+
+async def list_grants(connection: AsyncConnection, organization_id: UUID, page: Page) -> tuple[list[AnyRow], bool]:
+    """A page of an organization's credit grants, oldest first, whatever became of them."""
+    statement = select(credit_grant).where(credit_grant.c.organization_id == organization_id)
+    return await fetch_page(connection, statement, credit_grant.c.id, page)
+
+
+async def find_grant(connection: AsyncConnection, organization_id: UUID, grant_id: UUID) -> AnyRow | None:
+    """A credit grant of an organization, whatever became of it."""
+    statement = select(credit_grant).where(
+        credit_grant.c.organization_id == organization_id, credit_grant.c.id == grant_id
+    )
+    return await fetch_optional(connection, statement)

@@ -77,7 +77,7 @@ async def _close_open(connection: AsyncConnection, price: NewPrice) -> None:
         upper,
         lower < price.effective_from,
     )
-    row = (await connection.execute(statement.with_for_update())).one_or_none()
+    row = (await connection.execute(statement.with_for_update(key_share=True))).one_or_none()
     # An open version that starts later is left alone: where it overlaps, the exclusion constraint says so.
     if row is None:
         return

@@ -1,0 +1,170 @@
+"""Routes of models: what is sold, and the deployments that serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field, StringConstraints
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.responses import Response
+
+from billing.store import catalog as stored
+from billing.store.pages import AnyRow, Page
+from gateway.api.operator.backends import found_backend
+from gateway.api.operator.requests import Change, Operator
+from gateway.api.operator.shapes import Asked, Body, ListOf, ModelId, Printable, Slug, Text, list_of
+from models.errors import InvalidRequest, NotFound
+from models.usage import BilledCount
+
+router = APIRouter()
+
+ContextLength = Annotated[int, Field(ge=1, le=100_000_000)]
+BackendModel = Annotated[str, StringConstraints(min_length=1, max_length=500), Printable]
+
+
+class DeploymentBody(Body):
+    """A model on a backend (its name or id), under the name the backend knows it by."""
+
+    backend: Slug
+    backend_model: BackendModel
+    weight: int = Field(1, ge=1, le=1_000)
+
+
+Deployments = Annotated[list[DeploymentBody], Field(max_length=200)]
+
+
+class NewModel(Body):
+    """A model to sell. It can be called once it has a price."""
+
+    id: ModelId
+    deployments: Deployments
+    context_length: ContextLength
+    tokenizer: Text | None = Field(None, description="Path of a tokenizer.json on the gateways, or an encoding's name")
+    billed_count: BilledCount = BilledCount.BACKEND
+
+
+class ModelUpdate(Body):
+    """What is to change of a model; what is left out stays. `deployments` replaces all of them."""
+
+    deployments: Deployments | None = None
+    context_length: ContextLength | None = None
+    tokenizer: Text | None = None
+    billed_count: BilledCount | None = None
+    disabled: bool | None = None
+
+
+class Model(BaseModel):
+    """A model with its enabled deployments."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deployments: list[DeploymentBody]
+    context_length: int
+    tokenizer: str | None
+    billed_count: BilledCount
+    created_at: datetime
+    disabled_at: datetime | None
+
+
+class AskedModels(Asked):
+    """A page of models; the cursor is a model's id."""
+
+    after: ModelId | None = None
+
+
+KnownModelId = Annotated[str, Path(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$")]
+
+
+@router.post("/models", response_model=Model)
+async def create_model(body: NewModel, request: Operator) -> Response:
+    """Create a model."""
+
+    async def effect(change: Change) -> Model:
+        columns = body.model_dump(mode="json", exclude={"deployments"})
+        await stored.create_model(change.connection, change.now, columns)
+        await _deploy(change, body.id, body.deployments)
+        await _audit(change, "model.created", body.id, body)
+        return await _shown(change.connection, body.id)
+
+    return await request.change(effect)
+
+
+@router.get("/models")
+async def list_models(asked: Annotated[AskedModels, Query()], request: Operator) -> ListOf[Model]:
+    """All models by id, with the disabled ones."""
+    async with request.reading() as connection:
+        rows, more = await stored.list_models(connection, Page(asked.after, asked.limit))
+        deployments = await stored.find_deployments(connection, [row.id for row in rows])
+    return list_of([_model(row, deployments[row.id]) for row in rows], more)
+
+
+@router.get("/models/{model_id:path}")
+async def get_model(model_id: KnownModelId, request: Operator) -> Model:
+    """One model."""
+    async with request.reading() as connection:
+        return await _shown(connection, model_id)
+
+
+@router.patch("/models/{model_id:path}", response_model=Model, include_in_schema=False)
+@router.post("/models/{model_id:path}", response_model=Model)
+async def update_model(model_id: KnownModelId, body: ModelUpdate, request: Operator) -> Response:
+    """Change, disable or enable a model. A disabled one is not found by callers; running calls end."""
+
+    async def effect(change: Change) -> Model:
+        columns: dict[str, Any] = body.model_dump(mode="json", exclude_unset=True, exclude={"deployments", "disabled"})
+        for name in ("context_length", "billed_count"):
+            if columns.get(name, "") is None:
+                raise InvalidRequest(f"'{name}' cannot be null. Leave it out to keep it.", param=name)
+        if body.disabled is not None:
+            columns["disabled_at"] = change.now if body.disabled else None
+        if not await stored.update_model(change.connection, model_id, columns):
+            raise NotFound("There is no such model.")
+        if body.deployments is not None:
+            await _deploy(change, model_id, body.deployments)
+        await _audit(change, "model.updated", model_id, body)
+        return await _shown(change.connection, model_id)
+
+    return await request.change(effect)
+
+
+async def _deploy(change: Change, model_id: str, deployments: Sequence[DeploymentBody]) -> None:
+    plans = []
+    for deployment in deployments:
+        try:
+            backend = await found_backend(change.connection, deployment.backend)
+        except NotFound as error:
+            raise InvalidRequest(error.message + " Create it first.", param="deployments") from None
+        plans.append(stored.DeploymentPlan(backend.id, deployment.backend_model, deployment.weight))
+    if len({(plan.backend_id, plan.backend_model) for plan in plans}) < len(plans):
+        raise InvalidRequest("Two deployments are the same. Give one of them, with more weight.", param="deployments")
+    await stored.deploy(change.connection, model_id, plans, change.now)
+
+
+async def _shown(connection: AsyncConnection, model_id: str) -> Model:
+    row = await stored.find_model(connection, model_id)
+    if row is None:
+        raise NotFound("There is no such model.")
+    return _model(row, (await stored.find_deployments(connection, [model_id]))[model_id])
+
+
+def _model(row: AnyRow, deployments: Sequence[AnyRow]) -> Model:
+    return Model(
+        id=row.id,
+        deployments=[
+            DeploymentBody(backend=each.backend, backend_model=each.backend_model, weight=each.weight)
+            for each in deployments
+        ],
+        context_length=row.context_length,
+        tokenizer=row.tokenizer,
+        billed_count=row.billed_count,
+        created_at=row.created_at,
+        disabled_at=row.disabled_at,
+    )
+
+
+async def _audit(change: Change, action: str, model_id: str, body: Body) -> None:
+    change.catalog_changed = True
+    await change.audit(action, f"model:{model_id}", **body.model_dump(mode="json", exclude_unset=True))
