@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query
@@ -143,7 +143,7 @@ async def read_receipt(call_id: str, reader: Reader, parts: PartsHere) -> dict[s
 
 
 @router.api_route("/v1/calls/{call_id}", methods=["PUT", "PATCH", "DELETE"], include_in_schema=False)
-async def change_receipt(call_id: str, reader: Reader) -> NoReturn:
+async def change_receipt(call_id: str, reader: Reader) -> None:
     """A receipt is never changed; the answer is the same for anyone.s call and for none, so it tells nothing."""
     raise NotFound("There is nothing here that can be changed.")
 

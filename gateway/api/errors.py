@@ -10,10 +10,13 @@ import msgspec
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from billing.store.constraints import refusal
 from models.errors import (
     BackendFailed,
     BackendTimedOut,
@@ -174,6 +177,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(TollgateError, _on_tollgate_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    for away in (DBAPIError, PoolTimeout, OSError):
+        app.add_exception_handler(away, _on_database_error)
     app.add_exception_handler(Exception, _on_anything_else)
 
 
@@ -204,6 +209,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     extra = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
     body = _body(message, _type_of(status), None, _CODES.get(status))
     return _response(_rendered(status, body, request_id_of(request.scope), extra))
+
+
+async def _on_database_error(request: Request, error: Exception) -> Response:
+    told: TollgateError | None = Unavailable("The database cannot be reached now. Try again in a moment.")
+    if isinstance(error, DBAPIError):
+        told = refusal(error)
+    if told is None:
+        return await _on_anything_else(request, error)
+    return _response(render(told, request_id=request_id_of(request.scope)))
 
 
 async def _on_anything_else(request: Request, error: Exception) -> Response:
