@@ -162,6 +162,12 @@ async def copy_charges(connection: AsyncConnection, charges: Iterable[tuple[int,
     )
 
 
+async def ensure_partitions(connection: AsyncConnection, now: datetime) -> list[str]:
+    """Make the partitions of charges for the month before `now`, its own and the next three; the names of new ones."""
+    made = await connection.scalar(text("select tollgate_ensure_partitions(:now)"), {"now": now})
+    return list(made or ())
+
+
 async def add_dead_entries(connection: AsyncConnection, entries: Sequence[DeadEntry]) -> None:
     """Set entries aside."""
     if entries:

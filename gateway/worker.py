@@ -1,0 +1,182 @@
+"""The worker: moves settled charges from Redis to Postgres, keeps epochs and projections right, and tidies.
+
+Any number of workers may run: the lock on a shard's row decides who books it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+import structlog
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
+from billing.hot.store import HotStore, make_hot_store
+from billing.projection import project_all
+from billing.rebuild import ensure_epoch
+from billing.settlement import Booked, book_shard, expire_grants
+from billing.store.engine import make_engine
+from billing.store.ledger import ensure_partitions
+from billing.store.shards import epochs, positions
+from gateway.clock import Clock
+from models.errors import Unavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from gateway.settings import Settings
+
+WEATHER: Final = (Unavailable, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+"""What passes by itself: a part is away, slow or overloaded."""
+
+_BATCH: Final = 1_000
+_WAIT_MS: Final = 500
+_LINGER_SECONDS: Final = 0.1
+_BUSY_SECONDS: Final = 0.05
+_TIDY_SECONDS: Final = 5.0
+_PARTITION_EVERY: Final = timedelta(hours=12)
+_LONGEST_REST_SECONDS: Final = 10.0
+_LAST_ROUNDS_SECONDS: Final = 5.0
+
+_log = structlog.get_logger()
+
+
+async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set, then book what is left and return; a part that is away is waited for."""
+    engine = make_engine(settings.database_url.get_secret_value(), pool_size=4, application_name="tollgate worker")
+    hot = await make_hot_store(settings.redis_url.get_secret_value())
+    try:
+        worker = Worker(engine, hot, Clock(settings.clock), stop)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.keep(worker.book))
+            tasks.create_task(worker.keep(worker.tidy))
+        await worker.finish()
+    finally:
+        await hot.close()
+        await engine.dispose()
+
+
+class Worker:
+    """One worker. It knows where each shard's stream is booked to, as far as it has heard."""
+
+    def __init__(self, engine: AsyncEngine, hot: HotStore, clock: Clock, stop: asyncio.Event) -> None:
+        self._engine = engine
+        self._hot = hot
+        self._clock = clock
+        self._stop = stop
+        self._epochs: dict[int, int] = {}
+        self._positions: dict[int, str] = {}
+        self._resting: dict[int, float] = {}
+        self._partitions_at: float | None = None
+
+    async def keep(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work` again and again until told to stop; bad weather is logged once and waited out."""
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                await work()
+            except WEATHER as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("worker_waits", action=work.__name__, reason=f"{type(error).__name__}: {error}")
+                await self._pause(min(_LONGEST_REST_SECONDS / 5, 0.1 * 2 ** min(failures, 6)))
+            else:
+                if failures:
+                    _log.info("worker_goes_on", action=work.__name__, attempt=failures)
+                failures = 0
+
+    async def book(self) -> None:
+        """One round: mend epochs, wait for charges, book every shard that has some."""
+        await self._mend_epochs()
+        awake = {shard: at for shard, at in self._positions.items() if self._resting.get(shard, 0) <= time.monotonic()}
+        ready = await self._ready(awake)
+        if not ready:
+            if not awake:
+                await self._pause(_BUSY_SECONDS)
+            elif await self._hot.wait(awake, _WAIT_MS):
+                # A batch of many costs little more than a batch of one.
+                await self._pause(_LINGER_SECONDS)
+            return
+        results = await asyncio.gather(*(self._book_shard(shard) for shard in ready))
+        if not any(result.read for result in results):
+            await self._pause(_BUSY_SECONDS)
+
+    async def tidy(self) -> None:
+        """Partitions ahead of time, expired grants, and balances that a program died before projecting."""
+        started = time.monotonic()
+        if self._partitions_at is None or started - self._partitions_at > _PARTITION_EVERY.total_seconds():
+            async with self._engine.begin() as connection:
+                for partition in await ensure_partitions(connection, self._clock.now()):
+                    _log.info("partition_made", partition=partition)
+            self._partitions_at = started
+        await expire_grants(self._engine, self._clock.now())
+        for shard in list(self._epochs):
+            await project_all(self._engine, self._hot, shard)
+        # However many organizations there are, this takes a tenth of the time at most.
+        await self._pause(max(_TIDY_SECONDS, 9 * (time.monotonic() - started)))
+
+    async def finish(self) -> None:
+        """Book what is on the streams now, for some seconds at most; what stays is booked by the next worker."""
+        try:
+            async with asyncio.timeout(_LAST_ROUNDS_SECONDS):
+                while ready := await self._ready(self._positions):
+                    results = await asyncio.gather(*(self._book_shard(shard) for shard in ready))
+                    if not any(result.read for result in results):
+                        return
+        except WEATHER as error:
+            _log.warning("worker_left_charges", reason=f"{type(error).__name__}: {error}")
+
+    async def _mend_epochs(self) -> None:
+        """Rebuild the shards whose epoch Redis does not show; usually sixteen reads in one packet."""
+        if not self._epochs:
+            await self._learn()
+        shown = await asyncio.gather(*(self._hot.epoch(shard) for shard in self._epochs))
+        wrong = [shard for shard, epoch in zip(self._epochs, shown, strict=True) if epoch != self._epochs[shard]]
+        if not wrong:
+            return
+        for shard in wrong:
+            if not await ensure_epoch(self._engine, self._hot, shard):
+                await self._pause(_BUSY_SECONDS)
+        before = dict(self._epochs)
+        await self._learn()
+        raised = [shard for shard in wrong if self._epochs[shard] != before[shard]]
+        if raised:
+            _log.info("balances_rebuilt", shards=raised, epoch=max(self._epochs[shard] for shard in raised))
+
+    async def _learn(self) -> None:
+        async with self._engine.connect() as connection:
+            self._epochs = await epochs(connection)
+            self._positions = await positions(connection)
+
+    async def _ready(self, at: dict[int, str]) -> list[int]:
+        """The shards with an entry after the position that is known."""
+        waiting = await asyncio.gather(*(self._hot.read(shard, position, 1) for shard, position in at.items()))
+        return [shard for shard, entries in zip(at, waiting, strict=True) if entries]
+
+    async def _book_shard(self, shard: int) -> Booked:
+        try:
+            booked = await book_shard(self._engine, self._hot, shard, _BATCH)
+        except (IntegrityError, ProgrammingError, AssertionError):
+            # A fault that will not pass by itself: it must not stop the other shards.
+            _log.exception("shard_not_booked", shard=shard)
+            self._resting[shard] = time.monotonic() + _LONGEST_REST_SECONDS
+            return Booked(shard)
+        if booked.position:
+            self._positions[shard] = booked.position
+        if booked.dead:
+            _log.error("entries_set_aside", shard=shard, dead=booked.dead, position=booked.position)
+        if booked.charges:
+            _log.debug("charges_booked", shard=shard, charges=booked.charges, position=booked.position)
+        return booked
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not beyond the order to stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            pass
