@@ -1,0 +1,480 @@
+"""The life of a call, in every order of events: what is promised about money and bytes holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.calls.machine import (
+    Call,
+    CloseUpstream,
+    Command,
+    Connect,
+    CountTokens,
+    Phase,
+    PlaceHold,
+    Release,
+    SendBody,
+    SendError,
+    SendHead,
+    Settle,
+)
+from gateway.calls.metering import OwnCount
+from models.call import CallRequest, Endpoint, Hold, HoldRefusal, RefusedHold
+from models.catalog import BackendKind, Deployment
+from models.errors import (
+    BackendFailed,
+    BackendTimedOut,
+    InsufficientBalance,
+    InvalidRequest,
+    TollgateError,
+    Unavailable,
+)
+from models.money import Units
+from models.usage import BilledCount, Ending, UsageSource
+from tests.unit.samples import chat_request, deployment, make_call
+
+SSE = b"text/event-stream"
+LLAMA, VLLM, OLLAMA = BackendKind.LLAMACPP, BackendKind.VLLM, BackendKind.OLLAMA
+
+
+def event(**fields: Any) -> bytes:
+    return b"data: " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
+
+
+def delta(text: str, index: int = 0, finish: str | None = None, **more: Any) -> bytes:
+    return event(choices=[{"index": index, "delta": {"content": text}, "finish_reason": finish}], id="c1", **more)
+
+
+def usage(prompt: Any, completion: Any, cached: int = 0) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Play:
+    """Plays a backend and the stores for one call, and keeps what the machine said."""
+
+    def __init__(
+        self, request: CallRequest, *deployments: Deployment, billed: BilledCount = BilledCount.BACKEND
+    ) -> None:
+        self.call: Call = make_call(request, deployments, billed_count=billed)
+        self.said: list[Command] = []
+        self.call.begin()
+        self.take()
+
+    def take(self) -> list[Command]:
+        new = self.call.take()
+        self.said += new
+        return new
+
+    def hold(self) -> Play:
+        self.call.hold_answered(Hold(self.call.hold_request))
+        self.take()
+        return self
+
+    def open(self, status: int = 200, content_type: bytes = SSE) -> Play:
+        self.hold()
+        return self.answer(status, content_type)
+
+    def answer(self, status: int = 200, content_type: bytes = SSE) -> Play:
+        self.call.upstream_sent()
+        self.call.upstream_head(status, content_type)
+        self.take()
+        return self
+
+    def say(self, *pieces: bytes) -> Play:
+        for piece in pieces:
+            self.call.upstream_bytes(piece)
+        self.take()
+        return self
+
+    def settle(self) -> Play:
+        if any(isinstance(command, CountTokens) for command in self.said) and self.call.phase is Phase.COUNTING:
+            self.call.counted(OwnCount(7, 5, True, True))
+            self.take()
+        self.call.settled()
+        self.take()
+        return self
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [command for command in self.said if isinstance(command, kind)]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(command.data for command in self.of(SendBody))
+
+    @property
+    def charge(self) -> Any:
+        (settle,) = self.of(Settle)
+        return settle.charge
+
+
+# The plain life ------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_passed_byte_for_byte_less_what_was_not_asked_for() -> None:
+    timings = {"cache_n": 1, "prompt_n": 9, "predicted_n": 1}
+    play = Play(chat_request(stream=True)).open()
+    play.say(delta("He", timings=timings), b": ping\n\n", delta("y", finish="stop"))
+    play.say(event(choices=[], usage=usage(10, 2, 1), timings=timings), DONE)
+    assert play.body == delta("He") + b": ping\n\n" + delta("y", finish="stop")
+    assert not play.of(SendBody)[-1].last
+    play.settle()
+    assert play.body.endswith(DONE)
+    assert play.of(SendBody)[-1].last
+    charge = play.charge
+    assert (charge.input_tokens, charge.cached_tokens, charge.output_tokens) == (10, 1, 2)
+    assert (charge.ending, charge.usage_source) == (Ending.FINISHED, UsageSource.BACKEND)
+    # 9 fresh at 0.15, 1 cached at 0.075, 2 out at 0.60 dollars per million, in units of 10^-9 dollar.
+    assert charge.amount == 9 * 150 + 75 + 2 * 600
+
+
+def test_usage_is_passed_when_asked_for() -> None:
+    play = Play(chat_request(stream=True, include_usage=True)).open()
+    last = event(choices=[], usage=usage(10, 2))
+    play.say(delta("x", finish="stop"), last, DONE).settle()
+    assert play.body == delta("x", finish="stop") + last + DONE
+
+
+def test_continuous_usage_is_hidden() -> None:
+    play = Play(chat_request(stream=True, include_usage=True), deployment(VLLM)).open()
+    play.say(delta("x", usage=usage(10, 1)), delta("", finish="stop", usage=usage(10, 1)))
+    assert play.body == delta("x", usage=None) + delta("", finish="stop", usage=None)
+    silent = Play(chat_request(stream=True), deployment(VLLM)).open()
+    silent.say(delta("x", usage=usage(10, 1)))
+    assert silent.body == delta("x")
+
+
+def test_spaces_in_the_backends_json_do_not_hide_its_usage() -> None:
+    spaced = b'data: {"choices": [], "usage" : {"prompt_tokens": 4, "completion_tokens": 2}, "id": "c"}\n\n'
+    play = Play(chat_request(stream=True)).open().say(delta("x", finish="stop"), spaced, DONE).settle()
+    assert (play.charge.input_tokens, play.charge.output_tokens) == (4, 2)
+    assert b"usage" not in play.body
+
+
+def test_an_aggregated_answer() -> None:
+    play = Play(chat_request()).open()
+    tool = {"index": 0, "id": "t1", "type": "function", "function": {"name": "f", "arguments": '{"a"'}}
+    more = {"index": 0, "function": {"arguments": ":1}"}}
+    play.say(
+        event(id="c1", model="m", choices=[{"index": 0, "delta": {"role": "assistant", "content": None}}]),
+        delta("He"),
+        event(choices=[{"index": 0, "delta": {"tool_calls": [tool]}}]),
+        event(choices=[{"index": 0, "delta": {"tool_calls": [more]}}]),
+        delta("y", finish="tool_calls"),
+        event(choices=[], usage=usage(10, 9)),
+        DONE,
+    )
+    assert not play.of(SendHead)
+    play.settle()
+    answer = json.loads(play.body)
+    message = answer["choices"][0]["message"]
+    assert (answer["object"], answer["id"], message["content"]) == ("chat.completion", "c1", "Hey")
+    assert message["tool_calls"] == [
+        {"id": "t1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    ]
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+    assert answer["usage"]["completion_tokens"] == 9
+    assert play.of(SendHead)[0].length == len(play.body)
+
+
+def test_llamacpp_counts_each_choice_and_each_prompt_once() -> None:
+    play = Play(chat_request(stream=True, include_usage=True, n=3)).open()
+    play.say(*(delta("x", index=index, finish="length") for index in range(3)))
+    play.say(*(event(choices=[], usage=usage(31, 10, 4)) for _ in range(3)), DONE).settle()
+    assert (play.charge.input_tokens, play.charge.cached_tokens, play.charge.output_tokens) == (31, 4, 30)
+    (told,) = [json.loads(line[6:]) for line in play.body.split(b"\n\n") if b'"usage":{' in line]
+    assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (31, 30)
+
+
+def test_llamacpp_prompt_lists_are_summed_by_prompt() -> None:
+    request = CallRequest(
+        endpoint=Endpoint.COMPLETIONS, model="m", body={"prompt": ["a", "b"]}, n=2, prompts=2,
+        max_output_tokens=10, input_bound=60,
+    )  # fmt: skip
+    play = Play(request).open()
+    for index, prompt in ((1, 5), (3, 1), (0, 5), (2, 1)):
+        play.say(event(choices=[{"index": index, "text": "x", "finish_reason": "length"}], usage=usage(prompt, 10)))
+    play.say(DONE).settle()
+    assert (play.charge.input_tokens, play.charge.output_tokens) == (6, 40)
+    assert [choice["index"] for choice in json.loads(play.body)["choices"]] == [0, 1, 2, 3]
+
+
+def test_embeddings_pass_as_they_are() -> None:
+    request = CallRequest(endpoint=Endpoint.EMBEDDINGS, model="m", body={"input": "x"}, input_bound=60)
+    body = b'{"object":"list","data":[],"usage":{"prompt_tokens":7,"total_tokens":7}}'
+    play = Play(request).open(200, b"application/json").say(body)
+    play.call.upstream_end()
+    play.take()
+    assert play.settle().body == body
+    assert (play.charge.input_tokens, play.charge.output_tokens) == (7, 0)
+
+
+def test_a_model_sold_under_another_name_keeps_it() -> None:
+    play = Play(chat_request(stream=True), deployment(known_as="internal/x")).open()
+    play.say(delta("x", model="internal/x"))
+    assert play.body == delta("x", model="m")
+    assert json.loads(play.of(Connect)[0].body)["model"] == "internal/x"
+
+
+# Endings -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_client_leaves_before_the_hold_is_there() -> None:
+    play = Play(chat_request(stream=True))
+    play.call.client_gone()
+    play.hold()
+    assert play.of(Release)
+    assert not play.of(Connect)
+
+
+def test_the_client_leaves_in_prefill_and_pays_the_prompt() -> None:
+    play = Play(chat_request(stream=True)).hold()
+    play.call.upstream_sent()
+    play.call.client_gone()
+    play.take()
+    assert play.of(CloseUpstream)
+    play.settle()
+    assert (play.charge.ending, play.charge.input_tokens) == (Ending.CLIENT_GONE, 7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "piece", "source", "tokens"),
+    [
+        pytest.param(
+            LLAMA,
+            delta("x", timings={"cache_n": 2, "prompt_n": 8, "predicted_n": 4}),
+            UsageSource.BACKEND_PARTIAL,
+            (10, 4),
+            id="llama.cpp tells its progress",
+        ),
+        pytest.param(VLLM, delta("x", usage=usage(10, 4)), UsageSource.BACKEND_PARTIAL, (10, 4), id="vLLM too"),
+        pytest.param(OLLAMA, delta("x"), UsageSource.TIKTOKEN, (7, 5), id="Ollama does not: recounted"),
+        pytest.param(OLLAMA, delta("x", usage=usage(0, 0)), UsageSource.TIKTOKEN, (7, 5), id="zeros are no answer"),
+    ],
+)
+def test_the_client_leaves_in_mid_stream(
+    kind: BackendKind, piece: bytes, source: UsageSource, tokens: tuple[int, int]
+) -> None:
+    play = Play(chat_request(stream=True), deployment(kind)).open().say(piece)
+    play.call.client_gone()
+    play.take()
+    play.settle()
+    assert (play.charge.ending, play.charge.usage_source) == (Ending.CLIENT_GONE, source)
+    assert (play.charge.input_tokens, play.charge.output_tokens) == tokens
+
+
+def test_a_truncated_stream_ends_with_an_error_and_without_done() -> None:
+    play = Play(chat_request(stream=True)).open()
+    play.say(delta("x", timings={"cache_n": 0, "prompt_n": 8, "predicted_n": 1}))
+    play.call.upstream_end()
+    play.take()
+    play.settle()
+    assert play.charge.ending is Ending.BACKEND_FAILED
+    assert b"event: error" in play.body
+    assert b"[DONE]" not in play.body
+
+
+def test_a_stream_without_done_that_finished_gets_it() -> None:
+    play = Play(chat_request(stream=True)).open().say(delta("x", finish="stop"), event(choices=[], usage=usage(9, 1)))
+    play.call.upstream_end()
+    play.take()
+    assert play.settle().body.endswith(DONE)
+    assert play.charge.ending is Ending.FINISHED
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(event(error={"message": "CUDA error at http://backend-1:8000", "code": 500}), id="nested"),
+        pytest.param(event(object="error", message="out of memory", code=500), id="flat, as SGLang sends it"),
+        pytest.param(b'data:{"error":"Request failed","error_type":"x"}\n\n', id="a string, as TGI sends it"),
+    ],
+)
+def test_an_error_in_mid_stream_is_told_and_what_was_delivered_is_charged(error: bytes) -> None:
+    play = Play(chat_request(stream=True)).open()
+    play.say(delta("x", timings={"cache_n": 0, "prompt_n": 8, "predicted_n": 1}), error).settle()
+    assert play.charge.ending is Ending.BACKEND_FAILED
+    told = play.body.split(b"event: error\ndata: ")[1]
+    assert set(json.loads(told)["error"]) == {"message", "type", "param", "code"}
+    assert b"backend-1" not in told
+
+
+def test_a_failing_backend_is_replaced_before_the_first_byte() -> None:
+    play = Play(chat_request(stream=True), deployment(number=1), deployment(number=2)).hold()
+    play.call.upstream_failed(BackendFailed("no connection"))
+    play.take()
+    assert [connect.deployment.backend.name for connect in play.of(Connect)] == ["b1", "b2"]
+    play.answer().say(delta("x", finish="stop"), event(choices=[], usage=usage(9, 1)), DONE).settle()
+    assert play.charge.deployment == "b2"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        pytest.param(500, b"{}", BackendFailed, id="500"),
+        pytest.param(503, b'{"error":{"message":"Loading model"}}', Unavailable, id="503"),
+        pytest.param(400, b'{"error":{"message":"bad n","code":400}}', InvalidRequest, id="nested 400"),
+        pytest.param(400, b'{"object":"error","message":"bad n","code":400}', InvalidRequest, id="flat 400"),
+        pytest.param(401, b'{"error":{"message":"wrong key s3cr3t"}}', BackendFailed, id="our credential is wrong"),
+        pytest.param(200, b"{}", BackendFailed, id="no stream though one was asked for"),
+    ],
+)
+def test_a_refusing_backend_costs_nothing(status: int, body: bytes, kind: type[TollgateError]) -> None:
+    play = Play(chat_request(stream=True)).open(status, b"application/json").say(body)
+    play.call.upstream_end()
+    play.take()
+    assert play.of(Release)
+    assert not play.of(Settle)
+    (said,) = play.of(SendError)
+    assert isinstance(said.error, kind)
+    assert "s3cr3t" not in said.error.message
+
+
+def test_a_refused_hold_reaches_no_backend() -> None:
+    play = Play(chat_request())
+    play.call.hold_answered(RefusedHold(HoldRefusal.BALANCE, available=Units(5)))
+    play.take()
+    assert isinstance(play.of(SendError)[0].error, InsufficientBalance)
+    assert not play.of(Connect)
+    assert not play.of(Release)
+
+
+def test_a_hold_without_an_answer_is_given_back() -> None:
+    play = Play(chat_request())
+    play.call.hold_failed(Unavailable("Redis does not answer."))
+    play.take()
+    assert play.of(Release)
+    assert isinstance(play.of(SendError)[0].error, Unavailable)
+
+
+def test_drained_in_mid_stream() -> None:
+    play = Play(chat_request(stream=True)).open()
+    play.say(delta("x", timings={"cache_n": 0, "prompt_n": 8, "predicted_n": 1}))
+    play.call.drain(Unavailable("restart"))
+    play.take()
+    play.settle()
+    assert play.charge.ending is Ending.DRAINED
+    assert b"[DONE]" not in play.body
+
+
+# Numbers that a backend should not send ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reported", "flag"),
+    [
+        pytest.param(usage(-5, 2), "usage_invalid", id="negative"),
+        pytest.param(usage("ten", 2), "usage_invalid", id="text"),
+        pytest.param(usage(1.5, 2), "usage_invalid", id="a fraction"),
+        pytest.param("none", "usage_invalid", id="no object"),
+        pytest.param(usage(10, 10**8), "above_bound", id="absurd"),
+        pytest.param(usage(10**12, 1), "usage_invalid", id="more than an integer column holds"),
+        pytest.param(usage(10, 2, 50), "usage_invalid", id="more cached than there is"),
+    ],
+)
+def test_wrong_usage_is_bounded_and_flagged(reported: Any, flag: str) -> None:
+    play = Play(chat_request(stream=True), deployment(VLLM)).open()
+    play.say(delta("x", finish="stop"), event(choices=[], usage=reported), DONE).settle()
+    assert flag in play.charge.flags
+    assert 0 <= play.charge.amount <= play.charge.hold
+
+
+def test_the_lower_of_two_counts() -> None:
+    play = Play(chat_request(stream=True), billed=BilledCount.LOWER).open()
+    play.say(delta("x", finish="stop"), event(choices=[], usage=usage(10, 9)), DONE).settle()
+    assert (play.charge.input_tokens, play.charge.output_tokens) == (7, 5)
+    assert play.charge.usage_source is UsageSource.TIKTOKEN
+    assert play.charge.counted == {"input": 7, "output": 5, "exact": True}
+
+
+# Every order of events -----------------------------------------------------------------------------------------------
+
+HAPPENINGS = {
+    "hold": lambda call: call.hold_answered(Hold(call.hold_request)),
+    "refuse": lambda call: call.hold_answered(RefusedHold(HoldRefusal.RATE, "key:x:requests", 10)),
+    "lost": lambda call: call.hold_failed(Unavailable("away")),
+    "sent": lambda call: call.upstream_sent(),
+    "head": lambda call: call.upstream_head(200, SSE),
+    "bad head": lambda call: call.upstream_head(500, b"application/json"),
+    "text": lambda call: call.upstream_bytes(delta("x")),
+    "finish": lambda call: call.upstream_bytes(delta("x", finish="stop") + event(choices=[], usage=usage(9, 2))),
+    "half": lambda call: call.upstream_bytes(b'data: {"choi'),
+    "error": lambda call: call.upstream_bytes(event(error={"message": "no"})),
+    "done": lambda call: call.upstream_bytes(DONE),
+    "end": lambda call: call.upstream_end(),
+    "broken": lambda call: call.upstream_failed(BackendTimedOut("slow")),
+    "gone": lambda call: call.client_gone(),
+    "drain": lambda call: call.drain(Unavailable("restart")),
+    "counted": lambda call: call.counted(OwnCount(7, 5, True, True)),
+    "settled": lambda call: call.settled(),
+}  # fmt: skip
+UPSTREAM = ["sent", "head", "bad head", "text", "finish", "half", "error", "done", "end", "broken"]
+
+
+@settings(max_examples=400)
+@given(
+    stream=st.booleans(),
+    two=st.booleans(),
+    first=st.sampled_from(["hold", "hold", "hold", "refuse", "lost"]),
+    leaves_early=st.booleans(),
+    happenings=st.lists(st.sampled_from([*UPSTREAM, "gone", "drain"]), max_size=12),
+)
+def test_promises_hold_in_every_order(
+    stream: bool, two: bool, first: str, leaves_early: bool, happenings: list[str]
+) -> None:
+    call = make_call(chat_request(stream=stream), (deployment(), deployment(number=2)) if two else ())
+    said: list[Command] = []
+
+    def do(name: str) -> None:
+        HAPPENINGS[name](call)
+        said.extend(call.take())
+
+    call.begin()
+    said.extend(call.take())
+    if leaves_early:
+        do("gone")
+    do(first)
+    for name in happenings:
+        do(name)
+    do("gone")
+    if call.phase is Phase.COUNTING:
+        do("counted")
+    if call.phase is Phase.SETTLING:
+        assert not any(isinstance(command, SendBody) and command.last for command in said), "last byte before settle"
+        do("settled")
+    check(said, first)
+    assert call.phase is Phase.ENDED
+
+
+def check(said: list[Command], first: str) -> None:
+    kinds = [type(command) for command in said]
+    assert kinds[0] is PlaceHold
+    ends = kinds.count(Settle) + kinds.count(Release)
+    assert ends == (0 if first == "refuse" else 1), "a hold ends exactly once"
+    if first != "hold":
+        assert Connect not in kinds, "no byte to a backend without a hold"
+    assert kinds.count(SendHead) + kinds.count(SendError) <= 1
+    lasts = [command for command in said if isinstance(command, SendBody) and command.last]
+    assert len(lasts) <= 1
+    for settle in (command for command in said if isinstance(command, Settle)):
+        assert 0 <= settle.charge.amount <= settle.charge.hold
+
+
+def test_the_error_of_a_waiting_call_comes_after_its_release() -> None:
+    play = Play(chat_request()).hold()
+    play.call.upstream_failed(BackendFailed("no connection"))
+    play.take()
+    kinds = [type(command) for command in play.said]
+    assert kinds.index(Release) < kinds.index(SendError)
