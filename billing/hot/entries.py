@@ -8,8 +8,11 @@ from typing import Final
 
 import msgspec
 
-from models.call import Charge, HoldRequest
+from models.call import Charge, HoldRequest, RateBucket
 from models.money import LARGEST_BALANCE_UNITS
+
+TOKENS_SUFFIX: Final = ":tokens"
+"""How the scope of a bucket of tokens ends. Reserved tokens are given back, requests are not: the call was made."""
 
 _LARGEST_TOKENS: Final = 2**31 - 1
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -18,13 +21,11 @@ _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 class HoldEntry(msgspec.Struct, frozen=True):
     """An open hold as it is in Redis: enough to end the call without the gateway that placed it.
 
-    `placed_at_ms` is in milliseconds since 1970 by the clock of Redis. `amount` repeats the amount of the request as
-    text, because Lua would read a number as a double.
+    `placed_at_ms` is in milliseconds since 1970 by the clock of Redis.
     """
 
-    amount: str
+    placed_at_ms: int
     request: HoldRequest
-    placed_at_ms: int = 0
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -50,7 +51,10 @@ def decode_charge(payload: bytes) -> Charge:
 
 def encode_hold(request: HoldRequest) -> bytes:
     """The hold as JSON, without the time, which Redis puts in front."""
-    return _encoder.encode(_Written(str(request.amount), request))
+    tokens = tuple(bucket for bucket in request.buckets if bucket.scope.endswith(TOKENS_SUFFIX))
+    return _encoder.encode(
+        _Written(str(request.amount), tokens, tuple(place.scope for place in request.in_flight), request)
+    )
 
 
 def decode_hold(payload: bytes) -> HoldEntry:
@@ -63,7 +67,11 @@ def decode_hold(payload: bytes) -> HoldEntry:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
+    """The layout in Redis. What `release.lua` needs comes first, the amount as text: Lua would make it a double."""
+
     amount: str
+    tokens: tuple[RateBucket, ...]
+    in_flight: tuple[str, ...]
     request: HoldRequest
 
 

@@ -21,6 +21,7 @@ from models.usage import Ending, UsageSource
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 CALL = uuid7(NOW)
 PRICE = MilliUnits(1)
+TIME_OF_REDIS = b'{"placed_at_ms":1234,'
 RATES = Rates(PRICE, PRICE, PRICE, PRICE, PRICE)
 CHARGE = Charge(
     *(CALL, uuid7(NOW), uuid7(NOW), uuid7(NOW)),
@@ -112,15 +113,19 @@ def test_a_charge_comes_back_as_it_was(charge: Charge) -> None:
 @settings(max_examples=50, deadline=None)
 @given(requests())
 def test_a_hold_comes_back_as_it_was(request: HoldRequest) -> None:
-    entry = decode_hold(encode_hold(request))
+    entry = decode_hold(TIME_OF_REDIS + encode_hold(request)[1:])
     assert entry.request == request
-    assert entry.amount == str(request.amount)
+    assert entry.placed_at_ms == 1_234
 
 
-def test_the_time_that_redis_puts_in_front_of_a_hold_is_read() -> None:
+def test_what_a_script_needs_to_end_a_call_comes_before_the_request() -> None:
     origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, "tiny", False, NOW)
-    plain = encode_hold(HoldRequest(origin, Units(5), RATES, 1, 1))
-    assert decode_hold(b'{"placed_at_ms":1234,' + plain[1:]).placed_at_ms == 1_234
+    buckets = (RateBucket("a:tokens", 10, 5), RateBucket('"request":', 10, 1))
+    places = (InFlightLimit('a,"request":', 3),)
+    written = encode_hold(HoldRequest(origin, Units(5), RATES, 1, 1, buckets, places))
+    front = json.loads(written.partition(b',"request":')[0] + b"}")
+    tokens = [{"scope": "a:tokens", "per_minute": 10, "cost": 5}]
+    assert front == {"amount": "5", "tokens": tokens, "in_flight": ['a,"request":']}
 
 
 @pytest.mark.parametrize(
