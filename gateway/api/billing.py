@@ -27,7 +27,7 @@ from models.ids import uuid7_time
 from models.money import money
 
 router = APIRouter(tags=["billing"])
-operator_router = APIRouter(prefix="/operator/v1/exports", tags=["exports"], dependencies=[Depends(require_operator)])
+_exports = APIRouter(prefix="/operator/v1/exports", tags=["exports"], dependencies=[Depends(require_operator)])
 
 Reader: TypeAlias = Annotated[Principal | AdminPrincipal, Depends(require_reader)]
 PartsHere: TypeAlias = Annotated[Parts, Depends(parts_of)]
@@ -187,7 +187,7 @@ def _decoded(payload: bytes) -> Charge | None:
 # Exports for the operator --------------------------------------------------------------------------------------------
 
 
-@operator_router.get("/{kind}")
+@_exports.get("/{kind}")
 async def export(
     kind: str,
     parts: PartsHere,
@@ -343,3 +343,7 @@ def _instant(moment: datetime | None, param: str) -> datetime | None:
 
 def _moment(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+# After the routes above are declared: including copies them.
+router.include_router(_exports)

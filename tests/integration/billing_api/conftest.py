@@ -43,7 +43,7 @@ def app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     app.state.readiness = probes.Readiness(parts)
     errors.install(app)
-    for router in (billing.router, billing.operator_router, probes.router):
+    for router in (billing.router, probes.router):
         app.include_router(router)
     return app
 
