@@ -66,4 +66,4 @@ async def verify(request: Operator) -> Response:
     from billing.verify import verify as verify_book
 
     report = await verify_book(request.parts.engine, request.parts.hot)
-    return JSONResponse(msgspec.to_builtins(report))
+    return JSONResponse({"object": "verification", "ok": report.ok, **msgspec.to_builtins(report)})

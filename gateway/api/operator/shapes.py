@@ -46,7 +46,7 @@ class Money(Body):
     currency: CurrencyCode
 
     def units(self, currency: str, param: str) -> Units:
-        """Ledger units of the amount; raises `InvalidRequest` for a currency other than `currency`, or out of bounds."""
+        """Ledger units of the amount; raises `InvalidRequest` for another currency, or out of bounds."""
         if self.currency != currency:
             raise InvalidRequest(f"The amount must be in {currency}, the organization's currency.", param=param)
         units = parse_amount(self.amount, self.currency)
