@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
+import json
+import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +23,7 @@ from gateway.embedded import llamacpp as embedded_llamacpp
 from gateway.embedded import postgres as embedded_postgres
 from gateway.embedded import redis as embedded_redis
 from gateway.embedded import tinymodel
+from gateway.embedded.children import Child
 from gateway.embedded.ports import free_port
 
 OWNER = "tollgate_owner"
@@ -74,6 +81,72 @@ class RedisProcess:
     def _start(self) -> embedded_redis.Redis:
         self._directory.mkdir(parents=True, exist_ok=True)
         return embedded_redis.start(self._directory, PASSWORD, log=self._directory.with_suffix(".log"), port=self._port)
+
+
+class Up:
+    """A running `tollgate up` with the demo model, in a directory of its own; its output is in `output`."""
+
+    def __init__(self, directory: Path, *, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()):
+        self.directory = directory
+        self.port = free_port()
+        self._arguments = arguments
+        self._environment = os.environ | (environment or {})
+        self.child = self._start()
+
+    @property
+    def output(self) -> str:
+        """What it has printed since the first start."""
+        return self.child.log.read_text(encoding="utf-8")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The parsed up.json."""
+        facts: dict[str, Any] = json.loads((self.directory / "up.json").read_text(encoding="utf-8"))
+        return facts
+
+    def wait_ready(self) -> dict[str, Any]:
+        """Wait until it says that it is ready; the parsed up.json."""
+        self.child.wait_until(lambda: "Tollgate is ready" in self.child.output(), 90)
+        return self.facts
+
+    def wait_end(self, seconds: float) -> int:
+        """Wait for it to end by itself; its exit code."""
+        poll(lambda: self.child.exit_code() is not None, seconds)
+        code = self.child.exit_code()
+        assert code is not None
+        return code
+
+    def start_again(self) -> None:
+        """The same command again, after it has ended."""
+        self.child = self._start()
+
+    def parts_are_gone(self) -> bool:
+        """Whether no child of it runs any more: each keeps a descriptor of this lock open."""
+        with (self.directory / "children.lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    def _start(self) -> Child:
+        program = [sys.executable, "-m", "gateway.cli", "up", f"--port={self.port}", f"--data-dir={self.directory}"]
+        return Child(
+            "tollgate up",
+            [*program, *(self._arguments or ("--demo",))],
+            log=self.directory.with_suffix(".log"),
+            stop_signal=signal.SIGINT,
+            orphan_signal=signal.SIGTERM,
+            environment=self._environment,
+        )
+
+
+def poll(is_so: Callable[[], bool], seconds: float) -> None:
+    """Return when something is so; fails when it is not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")
@@ -171,3 +244,13 @@ def llamacpp(scratch: Path, tiny_model: tuple[Path, Path]) -> Iterator[embedded_
         yield server
     finally:
         server.child.stop(seconds=5)
+
+
+@pytest.fixture(scope="session")
+def tollgate_up(scratch: Path) -> Iterator[dict[str, Any]]:
+    """A real `tollgate up` of the session, for journeys; the parsed up.json. Do not kill its parts."""
+    running = Up(scratch / "up")
+    try:
+        yield running.wait_ready()
+    finally:
+        running.child.stop(seconds=15)

@@ -36,6 +36,7 @@ def up(
         list[str] | None,
         typer.Option(help="URL of a model server; may be repeated. None: the ones found on the usual local ports."),
     ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Use the demo model, even if a model server is found.")] = False,
 ) -> None:
     """Run a complete Tollgate on this machine: Postgres, Redis, worker, gateway and, if there is none, a demo model.
 
@@ -45,8 +46,10 @@ def up(
     from gateway.embedded.errors import CannotStart
     from gateway.embedded.supervisor import Options, run
 
+    if demo and backend:
+        _end("Choose --demo or --backend, not both.", USAGE)
     clock = _read_clock()
-    options = Options(port=port, data_directory=data_dir, backends=tuple(backend or ()), clock=clock)
+    options = Options(port=port, data_directory=data_dir, backends=tuple(backend or ()), demo=demo, clock=clock)
     try:
         run(options, typer.echo)
     except CannotStart as error:

@@ -77,12 +77,15 @@ class Child:
                 raise CannotStart(f"{self.name} was not ready within {seconds:.0f} s; see {self.log}.")
             time.sleep(_POLL_SECONDS)
 
-    def last_words(self) -> str:
-        """The last line of this start's output that says something, for a sentence about the failure."""
+    def output(self) -> str:
+        """What it has written since it started, the last 20 kB of it."""
         with self.log.open("rb") as output:
             output.seek(self._log_start)
-            text = output.read()[-20_000:].decode("utf-8", "replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+            return output.read()[-20_000:].decode("utf-8", "replace")
+
+    def last_words(self) -> str:
+        """The last line of the output that says something, for a sentence about the failure."""
+        lines = [line.strip() for line in self.output().splitlines() if line.strip()]
         telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "ERROR", "rror:", "# "))]
         return (telling or lines or ["it left no message"])[-1]
 

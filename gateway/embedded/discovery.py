@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,8 @@ def probe(root: str, timeout_seconds: float) -> FoundBackend | None:
             kind = BackendKind.OLLAMA
         elif kind is BackendKind.OPENAI and "max_input_tokens" in (_get(client, "/info") or {}):
             kind = BackendKind.TGI
-    name = f"{kind.value}-{urlsplit(root).hostname}-{urlsplit(root).port or urlsplit(root).scheme}"
+    address = f"{kind.value}-{urlsplit(root).hostname}-{urlsplit(root).port or urlsplit(root).scheme}"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", address)[:64]
     return FoundBackend(name, kind, root, tuple(ServedModel(entry["id"], _context(entry)) for entry in entries))
 
 

@@ -37,6 +37,8 @@ STOP_SECONDS = {"gateway": 4.5, "worker": 2.5, "backend": 0.5, "redis": 1.0, "po
 _READY_SECONDS = 45.0
 _WATCH_SECONDS = 0.1
 
+BABBLES = "Its weights are random: it babbles, but every token is counted and billed as real ones are."
+
 Say = Callable[[str], None]
 
 
@@ -47,6 +49,7 @@ class Options:
     port: int
     data_directory: Path
     backends: tuple[str, ...] = ()
+    demo: bool = False
     clock: datetime | None = None
 
 
@@ -177,16 +180,15 @@ class Supervisor:
         """The given backends, else the ones around, else our own with the path of its tokenizer."""
         if self._options.backends:
             return discovery.look_at(self._options.backends), None
-        if found := discovery.look_around(self._options.port):
+        found = [] if self._options.demo else discovery.look_around(self._options.port)
+        if found:
             for backend in found:
                 self._say(
                     f"Found {backend.kind.value} at {backend.url} with {', '.join(m.id for m in backend.models)}."
                 )
             return found, None
-        self._say(
-            "No model server was found on the usual ports, so a tiny demo model runs instead. Its weights are random:"
-            " it babbles, but every token is counted and billed as real ones are."
-        )
+        reason = "As asked" if self._options.demo else "No model server was found on the usual ports"
+        self._say(f"{reason}: a tiny demo model answers. {BABBLES}")
         model, tokenizer = tinymodel.make(self._directory.models)
         port = self._directory.port("backend")
         self._add("backend", lambda: self._run_demo(model, port))
