@@ -63,6 +63,7 @@ class Tollgate:
         self.api = make_api(docs_enabled=settings.docs_enabled)
         self.parts: Parts
         self.running: Running
+        self.readiness: probes.Readiness
         self._intake: Intake
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -94,7 +95,9 @@ class Tollgate:
         upstreams = Upstreams(settings.connect_timeout_seconds)
         self.running = Running(settings, hot, upstreams, Tokenizers())
         self._intake = Intake(self.parts, self.running)
+        self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
+        self.api.state.readiness = self.readiness
         self.api.state.readiness = probes.Readiness(self.parts)
         await self.parts.catalog.refresh(force=True)
         self._tasks = [

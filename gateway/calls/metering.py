@@ -59,6 +59,7 @@ class Meter:
     raw: list[Any] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
     chunks: int = 0
+    is_answer: bool = False
     _kept_text: int = 0
 
     def see(self, chunk: Chunk) -> None:
@@ -81,6 +82,7 @@ class Meter:
         """Take in the usage of an answer that did not stream."""
         reading = self._reading(usage)
         if reading is not None:
+            self.is_answer = True
             self.final[0] = reading
             self.raw.append(usage)
 
@@ -169,7 +171,7 @@ class Meter:
     @property
     def is_complete(self) -> bool:
         """Whether the backend reported the usage of everything it generated."""
-        return len(self.final) >= (self.request.choices if self.dialect.sums_choices else 1)
+        return self.is_answer or len(self.final) >= (self.request.choices if self.dialect.sums_choices else 1)
 
     @property
     def knows_progress(self) -> bool:
@@ -183,7 +185,7 @@ class Meter:
 
     def total(self) -> Reading:
         """The backend's numbers for the whole call, by its dialect's rule: final ones before running ones."""
-        if not self.dialect.sums_choices and self.final:
+        if self.final and (self.is_answer or not self.dialect.sums_choices):
             return self.final[0]
         by_choice = {**self.running, **self.final}
         prompts: dict[int, Reading] = {}

@@ -1,0 +1,187 @@
+"""A whole Tollgate inside a test: the gateway on a real port and the worker, over the servers of the test session."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from billing.store.engine import make_engine
+from gateway.app import Tollgate
+from gateway.keys import issue_operator_key
+from gateway.server import PublicProtocol, PublicServer, config_of
+from gateway.settings import Settings
+from gateway.telemetry import configure_logging
+from gateway.worker import run_worker
+
+PEPPER = "a pepper of tests that is long enough to be one"
+PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 15.0) -> Any:
+    """The first true answer of `condition`; fails when there is none in time."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        answer = await condition()
+        if answer:
+            return answer
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError(f"not so within {seconds} s: {condition}")
+        await asyncio.sleep(0.02)
+
+
+@dataclass(slots=True)
+class Tenant:
+    """An organization with one project and its keys."""
+
+    organization_id: str
+    project_id: str
+    api_key: str
+    admin_key: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Credentials of a developer."""
+        return {"authorization": f"Bearer {self.api_key}"}
+
+    @property
+    def admin_headers(self) -> dict[str, str]:
+        """Credentials of an administrator."""
+        return {"authorization": f"Bearer {self.admin_key}"}
+
+
+@dataclass(slots=True)
+class Stage:
+    """What a test holds of a running Tollgate."""
+
+    app: Tollgate
+    settings: Settings
+    base_url: str
+    client: httpx.AsyncClient
+    operator_headers: dict[str, str]
+    _worker: asyncio.Task[None] | None = None
+    _worker_stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def operate(self, method: str, path: str, expect: int = 200, **options: Any) -> Any:
+        """Ask the operator API; fails on another status than expected."""
+        url = f"{self.base_url}/operator/v1{path}"
+        answer = await self.client.request(method, url, headers=self.operator_headers, **options)
+        assert answer.status_code in (expect, 201 if expect == 200 else expect), (answer.status_code, answer.text)
+        return answer.json()
+
+    async def backend(self, url: str, *, kind: str = "llamacpp", model: str = "tiny", known_as: str = "tiny") -> None:
+        """Sell `model`, served by a backend of this kind at `url`."""
+        name = f"{kind}-{model}".replace("/", "-")
+        await self.operate("POST", "/backends", json={"name": name, "kind": kind, "url": url})
+        deployment = {"backend": name, "backend_model": known_as, "weight": 1}
+        await self.operate("POST", "/models", json={"id": model, "context_length": 4096, "deployments": [deployment]})
+        for meter, price in PRICES.items():
+            body = {"book": "default", "model": model, "meter": meter, "currency": "USD", "price_per_million": price}
+            await self.operate("POST", "/prices", json=body)
+
+    async def tenant(self, credit: str | None = "5", **key: Any) -> Tenant:
+        """A prepaid USD organization with this much credit."""
+        organization = await self.operate("POST", "/organizations", json={"name": "Acme", "currency": "USD"})
+        path = f"/organizations/{organization['id']}"
+        project = await self.operate("POST", f"{path}/projects", json={"name": "one"})
+        admin_key = await self.operate("POST", f"{path}/admin_keys", json={"name": "admin"})
+        api_key = await self.operate("POST", f"/projects/{project['id']}/api_keys", json={"name": "dev", **key})
+        if credit is not None:
+            grant = {"kind": "paid", "amount": {"amount": credit, "currency": "USD"}}
+            await self.operate("POST", f"{path}/credit_grants", json=grant)
+        return Tenant(organization["id"], project["id"], api_key["value"], admin_key["value"])
+
+    async def balance(self, tenant: Tenant) -> dict[str, Any]:
+        """The balance as the tenant sees it."""
+        answer = await self.client.get(f"{self.base_url}/v1/billing/balance", headers=tenant.headers)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def charges(self, tenant: Tenant, count: int) -> list[dict[str, Any]]:
+        """All charges of a tenant, once there are `count` of them in Postgres."""
+
+        async def booked() -> list[dict[str, Any]] | None:
+            found: list[dict[str, Any]] = []
+            after: str | None = None
+            while True:
+                params = {"limit": "100"} if after is None else {"limit": "100", "after": after}
+                url = f"{self.base_url}/v1/billing/charges"
+                answer = await self.client.get(url, headers=tenant.admin_headers, params=params)
+                assert answer.status_code == 200, answer.text
+                page = answer.json()
+                found += page["data"]
+                if not page["has_more"]:
+                    return found if len(found) >= count else None
+                after = page["last_id"]
+
+        charges: list[dict[str, Any]] = await eventually(booked)
+        assert len(charges) == count
+        return charges
+
+    async def quiet(self) -> None:
+        """Wait until no call runs and no charge waits for the hot store."""
+
+        async def still() -> bool:
+            return not self.app.running.drivers and not self.app.running.unsettled
+
+        await eventually(still)
+
+    async def start_worker(self) -> None:
+        """Run a worker beside the gateway."""
+        self._worker_stop.clear()
+        self._worker = asyncio.create_task(run_worker(self.settings, self._worker_stop))
+
+    async def stop_worker(self) -> None:
+        """Let the worker book what is left, and end."""
+        self._worker_stop.set()
+        if self._worker is not None:
+            await self._worker
+            self._worker = None
+
+    async def ready(self) -> None:
+        """Wait until the gateway says it is ready."""
+
+        async def is_ready() -> bool:
+            return (await self.client.get(f"{self.base_url}/readyz")).status_code == 200
+
+        await eventually(is_ready)
+
+
+@asynccontextmanager
+async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> AsyncIterator[Stage]:
+    """Start gateway and worker; on the way out stop both, the gateway by its drain."""
+    settings = Settings(
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_url),
+        key_pepper=SecretStr(PEPPER),
+        **{"catalog_refresh_seconds": 0.1, "drain_seconds": 5, **changes},
+    )
+    engine = make_engine(database_url)
+    async with engine.begin() as connection:
+        _, operator_key = await issue_operator_key(connection, "test", PEPPER.encode())
+    await engine.dispose()
+    configure_logging("warning")
+    app = Tollgate(settings)
+    await app.open()
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = PublicServer(config_of(app, http=PublicProtocol), app.drain)
+    serving = asyncio.create_task(server._serve(sockets=[listener]))
+    base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    limits = httpx.Limits(max_connections=400, max_keepalive_connections=100)
+    async with httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as client:
+        stage = Stage(app, settings, base_url, client, {"authorization": f"Bearer {operator_key}"})
+        await stage.start_worker()
+        try:
+            await stage.ready()
+            yield stage
+        finally:
+            await stage.stop_worker()
+    server.should_exit = True
+    await serving
+    await app.close()
