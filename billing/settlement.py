@@ -24,7 +24,7 @@ from billing.hot.entries import decode_charge
 from billing.hot.store import HotStore, StreamEntry
 from billing.projection import project
 from billing.store import balances, grants, ledger, shards
-from billing.store.ledger import DeadEntry, Posting
+from billing.store.ledger import DeadEntry, Posting, UnsendableRow
 from models.call import Charge
 from models.errors import Conflict, InvalidRequest, NotFound
 from models.ids import uuid7
@@ -331,7 +331,7 @@ async def _book(connection: AsyncConnection, lease: shards.Lease, items: Sequenc
     try:
         async with connection.begin_nested():
             bookings = await _write(connection, lease, items)
-    except (DBAPIError, asyncpg.PostgresError, ValueError) as error:
+    except (DBAPIError, asyncpg.PostgresError, UnsendableRow) as error:
         if not _refuses_row(error):
             raise
         if len(items) == 1:
@@ -402,6 +402,5 @@ def _posting(lease: shards.Lease, items: Sequence[_Item]) -> Posting:
 
 def _refuses_row(error: Exception) -> bool:
     """Whether the fault is in a row: SQLSTATE classes 22 and 23, or a value that cannot be sent. The rest may pass."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    state = getattr(cause, "sqlstate", None)
-    return state[:2] in ("22", "23") if isinstance(state, str) else isinstance(cause, ValueError)
+    state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
+    return isinstance(error, UnsendableRow) or (isinstance(state, str) and state[:2] in ("22", "23"))

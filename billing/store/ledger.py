@@ -29,6 +29,10 @@ class Posting:
     source: Mapping[str, Any] = field(default_factory=dict)
 
 
+class UnsendableRow(Exception):
+    """A row with a value that its column's type cannot hold, found before it was sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeadEntry:
     """A stream entry that cannot be booked, kept whole for someone to look at."""
@@ -154,12 +158,18 @@ async def booked_calls(connection: AsyncConnection, call_ids: Collection[UUID]) 
 
 
 async def copy_charges(connection: AsyncConnection, charges: Iterable[tuple[int, FundedCharge]]) -> None:
-    """Insert charges by posting id, with COPY. Raises asyncpg's errors as they are: SQLAlchemy has no COPY."""
+    """Insert charges by posting id, with COPY.
+
+    Raises asyncpg's errors as they are, because SQLAlchemy has no COPY, and `UnsendableRow` for a value that the
+    driver cannot even encode.
+    """
     raw = (await connection.get_raw_connection()).driver_connection
     assert raw is not None
-    await raw.copy_records_to_table(
-        charge.name, columns=_CHARGE_COLUMNS, records=[_record(posting_id, funded) for posting_id, funded in charges]
-    )
+    records = [_record(posting_id, funded) for posting_id, funded in charges]
+    try:
+        await raw.copy_records_to_table(charge.name, columns=_CHARGE_COLUMNS, records=records)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UnsendableRow(str(error)) from error
 
 
 async def ensure_partitions(connection: AsyncConnection, now: datetime) -> list[str]:
