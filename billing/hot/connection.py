@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -31,7 +32,8 @@ LAST_BACKOFF_MS: Final = 1_000
 RETRY_AFTER_MS: Final = 1_000
 
 _MORE: Final = object()
-_UNKNOWN_SCRIPT: Final = "NOSCRIPT"
+_INSIDE_SCRIPT: Final = re.compile(r".*user_script: ?\d+: -?", re.DOTALL)
+"""What Redis puts in front of an error that arose inside a script."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,11 @@ class _Wire(asyncio.Protocol):
         self.lost.set_result(None)
 
     def _refuse(self, future: asyncio.Future[Any], text: str) -> None:
-        future.set_exception(_ScriptUnknown(text) if text.startswith(_UNKNOWN_SCRIPT) else _unavailable(text))
-        if text.startswith("READONLY"):
+        if text.startswith("NOSCRIPT"):
+            return future.set_exception(_ScriptUnknown(text))
+        cause = _INSIDE_SCRIPT.sub("", text)
+        future.set_exception(_unavailable(cause))
+        if cause.startswith("READONLY"):
             # This server is no longer the primary; its name may lead to the new one.
             self.drop("Redis became a replica")
 

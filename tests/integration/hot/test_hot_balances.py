@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import pytest
 
-from billing.hot.connection import HotConnection
-from billing.hot.keys import SHARD_KEYS
+from billing.hot.connection import Argument, HotConnection, Script
 from billing.hot.store import INSTALL_CHUNK, START, HotBalance, HotStore, NewBalance
 from models.call import Hold, HoldRefusal, InFlightLimit, RateBucket, RefusedHold
 from tests.integration.hot.nouns import EPOCH, Tenant, charge, open_shard, placed
@@ -131,19 +131,28 @@ async def test_an_install_after_a_trim(store: HotStore, tenant: Tenant) -> None:
 
 
 async def test_a_settle_in_the_middle_of_a_rebuild_is_not_lost(
-    store: HotStore, raw: HotConnection, tenant: Tenant
+    store: HotStore, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await open_shard(store, tenant)
     hold = await placed(store, tenant.request())
-    # What the first chunk of an install does, before the process that runs it dies.
-    await raw.execute("DEL", SHARD_KEYS[tenant.shard].epoch)
-    assert await store.hold(tenant.request(), EPOCH) == RefusedHold(HoldRefusal.NO_EPOCH)
-    assert await store.settle(hold, charge(hold))
     new = [NewBalance(tenant.organization_id, 1_000, 0, 2)]
-    assert not await store.install(tenant.shard, EPOCH + 1, START, new)
+    new += [NewBalance(Tenant().organization_id, 1, 0, 1) for _ in range(INSTALL_CHUNK)]
+    run = store._run
+
+    async def run_and_settle(script: Script, key_count: int, *arguments: Argument) -> Any:
+        answer = await run(script, key_count, *arguments)
+        await store.settle(hold, charge(hold))
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_run", run_and_settle)
+        assert not await store.install(tenant.shard, EPOCH + 1, START, new)
+    assert await store.hold(tenant.request(), EPOCH) == RefusedHold(HoldRefusal.NO_EPOCH)
+    assert await store.balance(tenant.shard, tenant.organization_id) == HotBalance(1_000, 0, 0, 0, 2)
     (entry,) = await store.read(tenant.shard, START, 10)
     assert entry.settled is None
     assert await store.install(tenant.shard, EPOCH + 1, entry.id, new)
+    assert await store.epoch(tenant.shard) == EPOCH + 1
 
 
 async def test_a_shard_of_many_organizations_is_installed_in_chunks(
