@@ -1,9 +1,160 @@
-"""Commands of the group `report`."""
+"""The command `export`: the ledger as files for finance, fetched from a running gateway and checked on arrival."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from billing.exports import EXCEL_ROWS
+from gateway.cli.addresses import DATA_DIRECTORY, FAILED, USAGE, end, find_operated
+
+_TIMEOUT = httpx.Timeout(30, read=300)
+
+
+class ExportKind(StrEnum):
+    """What can be exported."""
+
+    CHARGES = "charges"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A file that has arrived: the watermark that repeats it, and its digest."""
+
+    watermark: str
+    sha256: str
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
+    app.command()(export)
+
+
+def export(
+    kind: Annotated[ExportKind, typer.Argument(help="What to export.")],
+    out: Annotated[Path, typer.Option(help="File to write; its manifest goes beside it as FILE.manifest.json.")],
+    start: Annotated[str | None, typer.Option("--from", help="First instant, such as 2026-03-01 (UTC).")] = None,
+    stop: Annotated[str | None, typer.Option("--to", help="Instant after the last, such as 2026-04-01 (UTC).")] = None,
+    org: Annotated[str | None, typer.Option(help="Only the organization of this id.")] = None,
+    watermark: Annotated[int | None, typer.Option(help="Repeat the export of this watermark, to the byte.")] = None,
+    excel: Annotated[bool, typer.Option("--excel", help="Add the byte order mark that Excel needs.")] = False,
+    url: Annotated[str | None, typer.Option(help="Address of the gateway; else TOLLGATE_URL.")] = None,
+    operator_key: Annotated[str | None, typer.Option(help="Better in TOLLGATE_OPERATOR_KEY.")] = None,
+    data_dir: Annotated[Path, typer.Option(help="Data directory of `tollgate up`.")] = DATA_DIRECTORY,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Write charges as CSV, and check that what arrived is what the ledger holds; exit code 1 where it is not.
+
+    Example: `tollgate export charges --from 2026-03-01 --to 2026-04-01 --out march.csv`
+    """
+    asked = {"from": _instant("--from", start), "to": _instant("--to", stop), "organization": org}
+    asked |= {"watermark": None if watermark is None else str(watermark), "excel": "true" if excel else None}
+    given = {name: value for name, value in asked.items() if value is not None}
+    operated = find_operated(data_dir, url, operator_key)
+    headers = {"authorization": f"Bearer {operated.operator_key}"}
+    try:
+        with httpx.Client(base_url=operated.url, headers=headers, timeout=_TIMEOUT) as client:
+            manifest = _export(client, kind, given, out)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        end(f"The gateway at {operated.url} does not answer ({type(error).__name__}). Is it running?", FAILED)
+    except OSError as error:
+        end(f"{out} cannot be written: {error.strerror}.", FAILED)
+    if as_json:
+        typer.echo(json.dumps(manifest))
+    else:
+        _print(manifest, out, excel)
+
+
+def _export(client: httpx.Client, kind: ExportKind, asked: dict[str, str], out: Path) -> dict[str, Any]:
+    path = f"/operator/v1/exports/{kind.value}"
+    with _beside(out) as part:
+        arrived = _fetch(client, path, asked, part)
+        answer = client.get(path, params=asked | {"watermark": arrived.watermark, "manifest": "true"})
+        _demand_success(answer)
+        manifest: dict[str, Any] = answer.json()
+        # The manifest is made from the ledger once more: a file that was cut short or changed on its way shows here.
+        if manifest["sha256"] != arrived.sha256:
+            end("What arrived is not what the ledger holds; nothing was written. Run the export again.", FAILED)
+        part.replace(out)
+    out.with_name(f"{out.name}.manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _fetch(client: httpx.Client, path: str, asked: dict[str, str], part: Path) -> Arrived:
+    """Stream the file to disk with a progress bar on stderr, where there is a terminal."""
+    digest = hashlib.sha256()
+    with client.stream("GET", path, params=asked) as answer, _progress() as progress, part.open("wb") as file:
+        if answer.status_code >= 400:
+            answer.read()
+        _demand_success(answer)
+        rows = int(answer.headers["x-tollgate-rows"])
+        task = progress.add_task("charges", total=rows)
+        for chunk in answer.iter_bytes():
+            file.write(chunk)
+            digest.update(chunk)
+            progress.advance(task, chunk.count(b"\r\n"))
+        progress.update(task, completed=rows)
+        file.flush()
+        os.fsync(file.fileno())
+        return Arrived(answer.headers["x-tollgate-watermark"], digest.hexdigest())
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A file beside `out` that goes away unless it is moved: `out` is never half of an export."""
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _demand_success(answer: httpx.Response) -> None:
+    if answer.status_code < 400:
+        return
+    try:
+        message = answer.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = "The gateway gave no reason."
+    end(f"The gateway refused ({answer.status_code}): {message}", USAGE if answer.status_code in (400, 422) else FAILED)
+
+
+def _instant(option: str, text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).isoformat()
+    except ValueError:
+        end(f"{option} must be a date or an instant, such as 2026-03-01 or 2026-03-01T09:00:00Z.", USAGE)
+
+
+def _print(manifest: dict[str, Any], out: Path, excel: bool) -> None:
+    totals = ", ".join(f"{amount} {currency}" for currency, amount in manifest["totals"].items()) or "nothing"
+    typer.echo(f"{out}: {manifest['rows']:,} charges, {totals}.")
+    typer.echo(f"Watermark {manifest['watermark']}, sha256 {manifest['sha256']}.")
+    if excel and manifest["rows"] > EXCEL_ROWS:
+        typer.echo(f"Excel shows the first {EXCEL_ROWS:,}; export shorter periods with --from and --to.", err=True)
