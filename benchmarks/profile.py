@@ -1,0 +1,106 @@
+"""Where the gateway's CPU time goes: one more gateway on the same Postgres and Redis, under a profiler."""
+
+from __future__ import annotations
+
+import pstats
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from benchmarks.measure import SCENARIOS, Bench, Scenario, Target, order_for
+from benchmarks.tollgate import ROOT, Tollgate
+from gateway.embedded.ports import free_port
+
+SHOWN_FUNCTIONS = 45
+_READY_SECONDS = 60.0
+
+
+def profile(bench: Bench, tollgate: Tollgate, directory: Path, seconds: float, scenario: Scenario) -> str:
+    """Load one scenario on a profiled gateway; the profile as text.
+
+    py-spy where it is installed, which disturbs nothing; else cProfile, which makes short functions look dearer than
+    they are.
+    """
+    port = free_port()
+    environment = tollgate.environment() | {
+        "TOLLGATE_PORT": str(port),
+        "TOLLGATE_INTERNAL_PORT": str(free_port()),
+        "TOLLGATE_STARTED_BY_UP": "1",
+    }
+    sampler = shutil.which("py-spy")
+    output = directory / "profile"
+    program = [
+        sys.executable,
+        *([] if sampler else ["-m", "cProfile", "-o", str(output)]),
+        "-m",
+        "gateway.cli",
+        "serve",
+    ]
+    with (directory / "profiled.log").open("wb") as log:
+        gateway = subprocess.Popen(program, env=environment, cwd=ROOT, stdout=log, stderr=log)  # noqa: S603 - our own
+    try:
+        _wait(port, gateway)
+        target = Target("profiled", port, tollgate.key)
+        bench.send(target, order_for(target, scenario.model, scenario.streamed, 1.0, scenario.concurrency))
+        if sampler:
+            record = [sampler, "record", "--pid", str(gateway.pid), "--duration", str(int(seconds))]
+            record += ["--rate", "500", "--format", "raw", "--output", str(output)]
+            spy = subprocess.Popen(record, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # noqa: S603 - py-spy
+        outcome = bench.send(
+            target, order_for(target, scenario.model, scenario.streamed, seconds, scenario.concurrency)
+        )
+        if sampler:
+            spy.communicate(timeout=seconds + 30)
+    finally:
+        gateway.send_signal(signal.SIGTERM)
+        gateway.wait(30)
+    head = f"{scenario.name}, {scenario.concurrency} at a time, {outcome['completed']} requests\n"
+    return head + (_sampled(output) if sampler else _traced(output))
+
+
+def chosen(name: str) -> Scenario:
+    """The scenario whose model is `name`."""
+    return next(scenario for scenario in SCENARIOS if scenario.model == name)
+
+
+def _wait(port: int, gateway: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline and gateway.poll() is None:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    raise RuntimeError("the profiled gateway did not become ready; see profiled.log")
+
+
+def _sampled(path: Path) -> str:
+    """Samples of py-spy by function: alone, and with what it calls."""
+    alone: dict[str, int] = {}
+    within: dict[str, int] = {}
+    total = 0
+    for line in path.read_text().splitlines():
+        stack, _, samples = line.rpartition(" ")
+        frames = stack.split(";")
+        total += int(samples)
+        alone[frames[-1]] = alone.get(frames[-1], 0) + int(samples)
+        for frame in set(frames):
+            within[frame] = within.get(frame, 0) + int(samples)
+    rows = sorted(alone.items(), key=lambda row: -row[1])[:SHOWN_FUNCTIONS]
+    lines = [
+        f"{100 * own / total:6.1f} % alone {100 * within[name] / total:6.1f} % within  {name}" for name, own in rows
+    ]
+    return "\n".join(lines)
+
+
+def _traced(path: Path) -> str:
+    """cProfile's table by own time."""
+    text = path.with_suffix(".txt")
+    with text.open("w") as output:
+        pstats.Stats(str(path), stream=output).sort_stats("tottime").print_stats(SHOWN_FUNCTIONS)
+    return text.read_text().replace(f"{ROOT}/", "")
