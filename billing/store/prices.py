@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Uuid, exists, func, insert, literal, select, update
+from sqlalchemy import Uuid, any_, exists, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -94,7 +94,7 @@ async def _was_charged(connection: AsyncConnection, version_id: UUID, since: dat
     statement = select(
         exists().where(
             charge.c.call_id >= first_uuid7(since),
-            charge.c.price_version_ids.contains(literal([version_id], ARRAY(Uuid))),
+            literal(version_id, Uuid) == any_(charge.c.price_version_ids),
         )
     )
     return bool((await connection.execute(statement)).scalar_one())

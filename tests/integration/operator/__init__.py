@@ -1,0 +1,1 @@
+"""The operator's API on real Postgres and Redis."""
