@@ -7,6 +7,7 @@ same function that charged. The hot store is compared last, again and again whil
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,7 +28,7 @@ from models.usage import TokenUsage
 
 _FINDINGS: Final = 20
 _ROWS_AT_ONCE: Final = 2_000
-_HOT_ATTEMPTS: Final = 10
+_HOT_ATTEMPTS: Final = 6
 _HOT_PAUSE_SECONDS: Final = 0.2
 
 
@@ -319,6 +320,9 @@ def _version(row: Row[Any]) -> PriceVersion:
 
 # The hot store -------------------------------------------------------------------------------------------------------
 
+_Where = tuple[int, UUID | None]
+"""A shard and an organization of it; None is the shard itself."""
+
 
 async def _hot_store(engine: AsyncEngine, hot: HotStore) -> Check:
     check = Check(
@@ -328,41 +332,39 @@ async def _hot_store(engine: AsyncEngine, hot: HotStore) -> Check:
     )
     async with engine.connect() as connection:
         shards = await epochs(connection)
-    findings: list[str] = []
-    for shard in sorted(shards):
-        findings += await _settled_findings(engine, hot, shard)
-    return replace(check, findings=tuple(findings[:_FINDINGS]))
-
-
-async def _settled_findings(engine: AsyncEngine, hot: HotStore, shard: int) -> list[str]:
-    """What is wrong in a shard at every look: a difference that traffic makes is gone at the next one."""
-    lasting: dict[UUID | None, str] = {}
+    lasting: dict[_Where, str] | None = None
     for attempt in range(_HOT_ATTEMPTS):
         if attempt:
             await asyncio.sleep(_HOT_PAUSE_SECONDS)
-        found = await _shard_findings(engine, hot, shard, None if attempt == 0 else lasting.keys())
-        lasting = found if attempt == 0 else {key: found[key] for key in lasting if key in found}
+        found: dict[_Where, str] = {}
+        for shard in sorted(shards if lasting is None else {shard for shard, _ in lasting}):
+            found |= await _shard_findings(engine, hot, shard, lasting)
+        # A difference that traffic makes is gone at the next look; what is wrong is wrong at every one.
+        lasting = found if lasting is None else {where: found[where] for where in lasting if where in found}
         if not lasting:
             break
-    return list(lasting.values())
+    return replace(check, findings=tuple((lasting or {}).values())[:_FINDINGS])
 
 
-async def _shard_findings(engine: AsyncEngine, hot: HotStore, shard: int, only: Any) -> dict[UUID | None, str]:
-    """Findings of one look by organization; under None that of the shard."""
+async def _shard_findings(
+    engine: AsyncEngine, hot: HotStore, shard: int, only: Collection[_Where] | None
+) -> dict[_Where, str]:
+    """Findings of one look at a shard, for `only` these where given."""
     async with engine.connect() as connection:
         balances = await balances_of_shard(connection, shard)
         position = (await positions(connection))[shard]
         epoch = (await epochs(connection))[shard]
     shown = await hot.epoch(shard)
     if shown != epoch:
-        return {None: f"shard {shard}: Redis shows epoch {shown}, the book {epoch}"}
+        return {(shard, None): f"shard {shard}: Redis shows epoch {shown}, the book {epoch}"}
     waiting = await _waiting(hot, shard, position)
-    found: dict[UUID | None, str] = {}
+    found: dict[_Where, str] = {}
     for balance in balances:
-        if only is None or balance.organization_id in only:
+        where = (shard, balance.organization_id)
+        if only is None or where in only:
             finding = await _difference(hot, balance, waiting.get(balance.organization_id, 0))
             if finding is not None:
-                found[balance.organization_id] = finding
+                found[where] = finding
     return found
 
 
