@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-bench-")))
         # Postgres refuses to run as root, so under root it runs as another account that must get this far.
         directory.chmod(0o755)
-        backend_port = stack.enter_context(_backend())
+        backend_port = stack.enter_context(running_backend())
         tollgate = Tollgate(directory / "tollgate", f"http://127.0.0.1:{backend_port}")
         stack.callback(tollgate.stop)
         bench = Bench()
@@ -109,7 +109,7 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def _backend() -> Iterator[int]:
+def running_backend() -> Iterator[int]:
     """The port of a running benchmark backend."""
     program = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.backend"],

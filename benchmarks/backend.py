@@ -54,7 +54,7 @@ def answer_events(model: str) -> Iterator[bytes]:
 def stream_events(model: str) -> Iterator[bytes]:
     """A stream of a token an event, 65 events with the one of the usage."""
     for place in range(STREAM_TOKENS):
-        yield _event(model, {"content": f" token{place:02}"}, "stop" if place == STREAM_TOKENS - 1 else None)
+        yield _event(model, {"content": f" token {place:02} of many"}, "stop" if place == STREAM_TOKENS - 1 else None)
     yield _usage_event(model, STREAM_TOKENS)
 
 

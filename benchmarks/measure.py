@@ -137,7 +137,9 @@ class Bench:
     def close(self) -> None:
         """End the program that sends."""
         assert self._load.stdin is not None
+        assert self._load.stdout is not None
         self._load.stdin.close()
+        self._load.stdout.close()
         self._load.wait(10)
 
     def cost(

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -32,35 +34,47 @@ def profile(bench: Bench, tollgate: Tollgate, directory: Path, seconds: float, s
         "TOLLGATE_INTERNAL_PORT": str(free_port()),
         "TOLLGATE_STARTED_BY_UP": "1",
     }
-    sampler = shutil.which("py-spy")
     output = directory / "profile"
-    program = [
-        sys.executable,
-        *([] if sampler else ["-m", "cProfile", "-o", str(output)]),
-        "-m",
-        "gateway.cli",
-        "serve",
-    ]
+    sampler = shutil.which("py-spy")
+    program = ["-m", "gateway.cli", "serve"] if sampler else ["-m", "benchmarks.traced", str(output)]
     with (directory / "profiled.log").open("wb") as log:
-        gateway = subprocess.Popen(program, env=environment, cwd=ROOT, stdout=log, stderr=log)  # noqa: S603 - our own
+        gateway = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, *program], env=environment, cwd=ROOT, stdout=log, stderr=log
+        )
     try:
         _wait(port, gateway)
         target = Target("profiled", port, tollgate.key)
         bench.send(target, order_for(target, scenario.model, scenario.streamed, 1.0, scenario.concurrency))
-        if sampler:
-            record = [sampler, "record", "--pid", str(gateway.pid), "--duration", str(int(seconds))]
-            record += ["--rate", "500", "--format", "raw", "--output", str(output)]
-            spy = subprocess.Popen(record, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # noqa: S603 - py-spy
-        outcome = bench.send(
-            target, order_for(target, scenario.model, scenario.streamed, seconds, scenario.concurrency)
-        )
-        if sampler:
-            spy.communicate(timeout=seconds + 30)
+        order = order_for(target, scenario.model, scenario.streamed, seconds, scenario.concurrency)
+        recording = _sample(sampler, gateway, seconds, output) if sampler else _trace(gateway, output)
+        with recording:
+            outcome = bench.send(target, order)
     finally:
         gateway.send_signal(signal.SIGTERM)
         gateway.wait(30)
     head = f"{scenario.name}, {scenario.concurrency} at a time, {outcome['completed']} requests\n"
     return head + (_sampled(output) if sampler else _traced(output))
+
+
+@contextmanager
+def _sample(sampler: str, gateway: subprocess.Popen[bytes], seconds: float, output: Path) -> Iterator[None]:
+    program = [sampler, "record", "--pid", str(gateway.pid), "--duration", str(int(seconds)), "--rate", "500"]
+    program += ["--function", "--format", "raw", "--output", str(output)]
+    spy = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603 - py-spy
+    yield
+    spy.wait(seconds + 30)
+
+
+@contextmanager
+def _trace(gateway: subprocess.Popen[bytes], output: Path) -> Iterator[None]:
+    gateway.send_signal(signal.SIGUSR1)
+    yield
+    gateway.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + _READY_SECONDS
+    while not output.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    # Written in one go by a process that is alive: what exists is whole a moment later.
+    time.sleep(0.5)
 
 
 def chosen(name: str) -> Scenario:
