@@ -40,7 +40,7 @@ check: $(STAMP) ## Look for faults without running: style, types, imports
 	$(BIN)/lint-imports
 
 bench: $(STAMP) ## Measure speed; see benchmarks/
-	$(BIN)/tollgate bench $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: $(STAMP) ## Kill, stop, fill and replay only
 	$(BIN)/pytest -q tests/chaos $(ARGS)
