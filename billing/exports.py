@@ -59,7 +59,7 @@ TEXT_RULE: Final = (
 )
 
 _BOM: Final = b"\xef\xbb\xbf"
-_ROWS_PER_PAGE: Final = 500
+_ROWS_PER_PAGE: Final = 200
 """Small enough that making a page into text does not hold the event loop of a gateway for longer than some ms."""
 
 # The quote itself is among them: without it the rule could not be undone.

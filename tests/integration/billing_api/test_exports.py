@@ -128,8 +128,8 @@ async def test_the_file_comes_in_pieces_of_bounded_size(world: World) -> None:
     await world.book(*_charges(world.ours, 1_600))
     export = await begin_export(world.engine, ChargeFilter())
     pieces = [len(piece) async for piece in charge_csv(world.engine, export)]
-    assert len(pieces) == 1 + 4
-    assert max(pieces) < 500 * 700
+    assert len(pieces) == 1 + 8
+    assert max(pieces) < 200 * 700
 
 
 async def test_formulas_are_disarmed_and_texts_survive(world: World) -> None:
