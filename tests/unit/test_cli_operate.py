@@ -1,0 +1,79 @@
+"""The operator's commands before they reach a gateway: help, usage errors and addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gateway.cli import operate, sales, tenants
+
+COMMANDS = [
+    (group.info.name or name, command.name or "")
+    for name, group in (
+        ("org", tenants.org),
+        ("project", tenants.project),
+        ("key", tenants.key),
+        ("model", sales.model),
+        ("backend", sales.backend),
+        ("price", sales.price),
+    )
+    for command in group.registered_commands
+]
+
+
+def run(*arguments: str, **environment: str) -> tuple[int, str]:
+    app = typer.Typer()
+    operate.register(app)
+    clean = {"TOLLGATE_URL": None, "TOLLGATE_OPERATOR_KEY": None, "COLUMNS": "200"} | environment
+    result = CliRunner().invoke(app, list(arguments), env=clean)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(("group", "command"), COMMANDS)
+def test_each_command_has_an_example(group: str, command: str) -> None:
+    code, output = run(group, command, "--help")
+    assert code == 0
+    assert f"Example: tollgate {group} {command}" in output.replace("`", "")
+
+
+def test_all_the_agreed_commands_are_there() -> None:
+    agreed = {
+        "org": ["create", "list", "show", "grant", "balance", "close"],
+        "project": ["create", "list"],
+        "key": ["create", "list", "revoke"],
+        "model": ["add", "list", "remove"],
+        "backend": ["add", "list", "remove"],
+        "price": ["set", "list"],
+    }
+    assert sorted(COMMANDS) == sorted((group, command) for group, names in agreed.items() for command in names)
+
+
+def test_without_an_address_it_says_where_one_could_come_from(tmp_path: Path) -> None:
+    code, output = run("org", "list", "--data-dir", str(tmp_path))
+    assert code == 2
+    assert "TOLLGATE_URL" in output
+
+
+def test_a_gateway_that_does_not_answer_is_a_failure() -> None:
+    code, output = run("org", "list", "--url", "http://127.0.0.1:9", "--operator-key", "k")
+    assert code == 1
+    assert "Is it running?" in output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["org", "create"], id="no name"),
+        pytest.param(["org", "create", "A", "--currency", "GBP"], id="no such currency"),
+        pytest.param(["key", "create", "p", "--expires-at", "soon"], id="no instant"),
+        pytest.param(["price", "set", "m"], id="no price"),
+        pytest.param(["model", "add", "m", "--backend", "b", "--context-length", "0"], id="no context"),
+    ],
+)
+def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
+    code, output = run(*arguments, "--url", "http://127.0.0.1:9", "--operator-key", "k")
+    assert code == 2
+    assert "Traceback" not in output
