@@ -125,6 +125,10 @@ class Tollgate:
         self.api.state.readiness.drain()
         await self.running.drain(self.settings.drain_seconds)
 
+    def hurry(self) -> None:
+        """End the drain: the calls that still run are ended and charged for what was delivered."""
+        self.running.hurry()
+
     async def close(self) -> None:
         """Close all parts, in the reverse order of `open`."""
         self._stop.set()
@@ -152,7 +156,7 @@ async def _serve(settings: Settings, on_ready: Callable[[int, int], None] | None
     app = Tollgate(settings)
     await app.open()
     internal = InternalServer(config_of(probes.internal_app(app.parts, app.api.state.readiness), http="httptools"))
-    public = PublicServer(config_of(app, http=PublicProtocol), app.drain)
+    public = PublicServer(config_of(app, http=PublicProtocol), app.drain, app.hurry)
     internal_task = asyncio.create_task(internal.serve(sockets=[internal_socket]))
     ports = public_socket.getsockname()[1], internal_socket.getsockname()[1]
     _log.info("listening", host=settings.host, port=ports[0])

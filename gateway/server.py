@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -95,9 +96,20 @@ class PublicProtocol(HttpToolsProtocol):
 class PublicServer(uvicorn.Server):
     """Stops in the order that loses nothing: `drain` ends the calls before uvicorn closes connections."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]], hurry: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(config)
         self._drain = drain
+        self._hurry = hurry
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Asked to stop; asked again, running calls are ended now, but no charge is skipped."""
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+        elif self._hurry is not None:
+            self._loop.call_soon_threadsafe(self._hurry)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn: asked to stop."""

@@ -64,6 +64,7 @@ class Running:
     drivers: set[Driver] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurried: bool = False
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Look for calls past one of their time limits, four times a second."""
@@ -76,10 +77,15 @@ class Running:
 
     async def drain(self, seconds: float) -> None:
         """Wait for running calls to end, then end them; then wait for all charges to be taken."""
-        await self._until(lambda: not self.drivers, seconds)
+        await self._until(lambda: self._hurried or not self.drivers, seconds)
         for driver in tuple(self.drivers):
             driver.drain()
         await self._until(lambda: not self.drivers and not self.unsettled, SETTLE_AT_STOP_SECONDS)
+
+    def hurry(self) -> None:
+        """Do not wait for running calls any longer."""
+        self._hurried = True
+        self._changed.set()
 
     async def _until(self, is_so: Callable[[], bool], seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -98,9 +99,11 @@ class Child:
             self._program.kill()
             self._program.wait()
 
-    def ask_to_stop(self) -> None:
-        """Send the stop signal without waiting."""
+    def ask_to_stop(self, seconds: float = 0) -> None:
+        """Send the stop signal, and wait at most this long for the end."""
         self.signal(self._stop_signal)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._program.wait(seconds)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the program; nothing happens if it has ended."""

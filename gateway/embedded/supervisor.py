@@ -31,8 +31,10 @@ APP_ROLE = "tollgate_app"
 STARTED_BY_UP = "TOLLGATE_STARTED_BY_UP"
 """Set for our children only: `serve` and `worker` accept a rehearsed clock from nobody else."""
 
-STOP_SECONDS = {"gateway": 4.5, "worker": 2.5, "backend": 0.5, "redis": 1.0, "postgres": 1.5}
-"""The order of stopping and the patience for each part: together 10 s, what Docker and systemd users expect."""
+DRAIN_SECONDS = 2.0
+"""How long running calls may go on after Ctrl-C; then they are ended and charged for what was delivered."""
+STOP_SECONDS = {"gateway": 2.5, "worker": 2.5, "backend": 0.5, "redis": 0.8, "postgres": 1.5}
+"""The order of stopping and the patience for each part: with the drain less than 10 s."""
 
 _READY_SECONDS = 45.0
 _WATCH_SECONDS = 0.1
@@ -129,6 +131,8 @@ class Supervisor:
         """Stop all parts: the gateway drains, the worker books the rest, then what they stood on goes."""
         if self._facts:
             self._say("Stopping ...")
+        if "gateway" in self._parts:
+            self._parts["gateway"].child.ask_to_stop(DRAIN_SECONDS)
         for name, seconds in STOP_SECONDS.items():
             if name in self._parts:
                 self._parts[name].child.stop(seconds)

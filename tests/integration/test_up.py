@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +192,56 @@ def test_interrupt_stops_everything_in_time(up: Up) -> None:
     assert up.parts_are_gone()
     up.start_again()
     up.wait_ready()
+
+
+class Endless(BaseHTTPRequestHandler):
+    """A model server that never comes to an end."""
+
+    def do_GET(self) -> None:
+        self._send("application/json", b'{"data": [{"id": "endless", "owned_by": "vllm", "max_model_len": 100000}]}')
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._send("text/event-stream", b"")
+        chunk = b'data: {"id": "1", "choices": [{"index": 0, "delta": {"content": "on "}}]}\n\n'
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(chunk)
+                time.sleep(0.05)
+
+    def _send(self, content_type: str, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-type", content_type)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_interrupt_ends_and_charges_a_call_that_runs(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running = Up(tmp_path / "data", arguments=(f"--backend=http://127.0.0.1:{server.server_address[1]}",))
+        try:
+            facts = running.wait_ready()
+            body = {"model": "endless", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+            headers = {"authorization": f"Bearer {facts['api_key']}"}
+            url = f"{facts['base_url']}/v1/chat/completions"
+            with httpx.stream("POST", url, json=body, headers=headers, trust_env=False) as answer:
+                lines = answer.iter_lines()
+                assert next(lines).startswith("data: ")
+                running.child.signal(signal.SIGINT)
+                *_, last = [line for line in lines if line]
+                assert "[DONE]" not in last
+            assert running.wait_end(10) == 0
+            running.start_again()
+            after = balance(running.wait_ready())
+            assert after["held"]["amount"] == "0.000000000"
+            assert after["balance"]["amount"] < "5"
+        finally:
+            running.child.stop(seconds=15)
+            server.shutdown()
 
 
 def test_part_that_keeps_ending_stops_everything(tmp_path: Path, up: Up) -> None:
