@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     internal_host: str = Field("127.0.0.1", description="Address of the internal port")
     internal_port: int = Field(9090, ge=0, le=65_535, description="Port of /metrics and the probes")
     docs_enabled: bool = Field(False, description="Serve /docs and /openapi.json on the public port")
-    log_level: str = Field("info", description="debug, info, warning or error")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     clock: datetime | None = Field(None, description="Start of the billing clock, for rehearsing months under `up`")
 
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0, description="Largest request body")

@@ -217,7 +217,9 @@ async def _on_database_error(request: Request, error: Exception) -> Response:
         told = refusal(error)
     if told is None:
         return await _on_anything_else(request, error)
-    return _response(render(told, request_id=request_id_of(request.scope)))
+    request_id = request_id_of(request.scope)
+    _log.warning("database_refused", request_id=request_id, exc_info=error)
+    return _response(render(told, request_id=request_id))
 
 
 async def _on_anything_else(request: Request, error: Exception) -> Response:

@@ -73,6 +73,9 @@ def worker() -> None:
     Example: `tollgate worker`
     """
     settings = read_settings()
+    from gateway.telemetry import configure_logging
+
+    configure_logging(settings.log_level)
     asyncio.run(_work(settings))
 
 

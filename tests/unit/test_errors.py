@@ -124,6 +124,10 @@ def _app() -> FastAPI:
     async def taken() -> None:
         raise Conflict("it is taken")
 
+    @app.get("/away")
+    async def away() -> None:
+        raise ConnectionRefusedError("postgresql://app:hunter2@db")
+
     @app.get("/broken")
     async def broken() -> None:
         raise RuntimeError("password=hunter2")
@@ -183,3 +187,9 @@ async def test_the_unexpected_is_logged_under_its_id_and_says_nothing(client: ht
     assert [(line["event"], line["request_id"]) for line in lines] == [
         ("unexpected_error", answer.headers["x-request-id"])
     ]
+
+
+async def test_an_absent_database_is_503(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/away")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "hunter2" not in answer.text
