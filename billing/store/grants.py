@@ -137,6 +137,8 @@ def scope_from(stored: Mapping[str, Any] | None) -> GrantScope:
     if unknown := stored.keys() - {"models", "project_ids"}:
         raise ValueError(f"a grant's scope limits models and project_ids, not {sorted(unknown)}")
     models, project_ids = stored.get("models"), stored.get("project_ids")
+    if not all(names is None or isinstance(names, list) for names in (models, project_ids)):
+        raise ValueError("the limits of a grant's scope are lists")
     return GrantScope(
         models=None if models is None else frozenset(str(name) for name in models),
         project_ids=None if project_ids is None else frozenset(UUID(name) for name in project_ids),

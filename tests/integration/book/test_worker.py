@@ -28,7 +28,9 @@ _MONTHS = "relispartition and relkind = 'r' and relname like 'charge_y%'"
 @contextlib.asynccontextmanager
 async def _working(postgres: Database, redis_url: str, count: int = 1) -> AsyncIterator[None]:
     """Some workers at work; they are told to stop at the end, and must."""
-    settings = Settings(database_url=postgres.app_url, redis_url=redis_url, key_pepper="p" * 32)  # type: ignore[arg-type]
+    settings = Settings.model_validate(
+        {"database_url": postgres.app_url, "redis_url": redis_url, "key_pepper": "p" * 32}
+    )
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(count):
