@@ -7,16 +7,14 @@ import os
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
 from pydantic import ValidationError
 
+from gateway.cli.addresses import DATA_DIRECTORY, FAILED, USAGE, end
 from gateway.settings import Settings
-
-FAILED = 1
-USAGE = 2
 
 # The same name as in gateway.embedded.supervisor, which is imported only where it is needed: it needs the wheels.
 _STARTED_BY_UP = "TOLLGATE_STARTED_BY_UP"
@@ -31,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def up(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Public port.")] = 8080,
-    data_dir: Annotated[Path, typer.Option(help="Where everything is kept.", file_okay=False)] = Path(".tollgate"),
+    data_dir: Annotated[Path, typer.Option(help="Where everything is kept.", file_okay=False)] = DATA_DIRECTORY,
     backend: Annotated[
         list[str] | None,
         typer.Option(help="URL of a model server; may be repeated. None: the ones found on the usual local ports."),
@@ -47,13 +45,13 @@ def up(
     from gateway.embedded.supervisor import Options, run
 
     if demo and backend:
-        _end("Choose --demo or --backend, not both.", USAGE)
+        end("Choose --demo or --backend, not both.", USAGE)
     clock = _read_clock()
     options = Options(port=port, data_directory=data_dir, backends=tuple(backend or ()), demo=demo, clock=clock)
     try:
         run(options, typer.echo)
     except CannotStart as error:
-        _end(error.message, FAILED)
+        end(error.message, FAILED)
 
 
 def serve() -> None:
@@ -90,7 +88,7 @@ def migrate(
     """
     owner_url = os.environ.get("TOLLGATE_OWNER_DATABASE_URL")
     if not owner_url:
-        _end("Set TOLLGATE_OWNER_DATABASE_URL (Postgres of the role that owns the tables).", USAGE)
+        end("Set TOLLGATE_OWNER_DATABASE_URL (Postgres of the role that owns the tables).", USAGE)
     from migrations.run import head
     from migrations.run import migrate as bring_up
 
@@ -104,9 +102,9 @@ def read_settings() -> Settings:
     try:
         settings = Settings()  # type: ignore[call-arg]  # pydantic reads the environment
     except ValidationError as error:
-        _end("\n".join(_sentence(fault["type"], fault["loc"], fault["msg"]) for fault in error.errors()), USAGE)
+        end("\n".join(_sentence(fault["type"], fault["loc"], fault["msg"]) for fault in error.errors()), USAGE)
     if settings.clock is not None and _STARTED_BY_UP not in os.environ:
-        _end("TOLLGATE_CLOCK rehearses time under `tollgate up` only; unset it.", USAGE)
+        end("TOLLGATE_CLOCK rehearses time under `tollgate up` only; unset it.", USAGE)
     return settings
 
 
@@ -127,7 +125,7 @@ def _read_clock() -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        _end("Correct TOLLGATE_CLOCK: write an instant such as 2027-01-31T23:00:00Z.", USAGE)
+        end("Correct TOLLGATE_CLOCK: write an instant such as 2027-01-31T23:00:00Z.", USAGE)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -138,8 +136,3 @@ async def _work(settings: Settings) -> None:
     for one in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(one, stop.set)
     await run_worker(settings, stop)
-
-
-def _end(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import http.client
 import importlib.util
 import os
 import signal
@@ -15,11 +14,10 @@ from typing import Any
 
 from gateway.embedded.children import Child
 from gateway.embedded.errors import CannotStart
-from gateway.embedded.ports import LOOPBACK, free_port
+from gateway.embedded.ports import LOOPBACK, answers_ok, free_port
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _START_SECONDS = 30.0
-_OK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +55,11 @@ def start(
     program += ["--slots", str(slots), "--context-length", str(context_length), "--threads", str(threads)]
     child = Child("llama.cpp", program, log=log, keep_open=keep_open)
     try:
-        child.wait_until(lambda: is_healthy(port), _START_SECONDS)
+        child.wait_until(lambda: answers_ok(port, "/health"), _START_SECONDS)
     except BaseException:
         child.stop(seconds=2)
         raise
     return LlamaCpp(child, port)
-
-
-def is_healthy(port: int) -> bool:
-    """Whether the server of this port has loaded its model."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=1)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == _OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import socket
 
 from gateway.embedded.errors import CannotStart
 
 LOOPBACK = "127.0.0.1"
+
+_OK = 200
+_ANSWER_SECONDS = 2.0
 
 
 def free_port(preferred: int | None = None) -> int:
@@ -36,3 +40,15 @@ def demand_free(port: int) -> None:
         if error.errno == errno.EACCES:
             raise CannotStart(f"Port {port} may only be opened by root; choose another with --port.") from None
         raise CannotStart(f"Port {port} is taken by another program; choose another with --port.") from None
+
+
+def answers_ok(port: int, path: str) -> bool:
+    """Whether the HTTP server of this port answers `GET path` with 200; cheap enough to be asked again and again."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_ANSWER_SECONDS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == _OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -14,14 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import httpx
-
 from gateway.embedded import datadir, discovery, llamacpp, postgres, redis, seed, tinymodel
 from gateway.embedded.children import Child
 from gateway.embedded.datadir import DataDirectory
 from gateway.embedded.discovery import FoundBackend, ServedModel
 from gateway.embedded.errors import CannotStart
-from gateway.embedded.ports import LOOPBACK, demand_free
+from gateway.embedded.ports import LOOPBACK, answers_ok, demand_free
 from gateway.embedded.restarts import MOST, WINDOW_SECONDS, Restarts
 from models.catalog import BackendKind
 
@@ -67,6 +65,8 @@ class Part:
 
 def run(options: Options, say: Say) -> None:
     """Run everything until SIGINT, SIGTERM or SIGHUP. Raises `CannotStart`; nothing is left running then."""
+    if sys.platform != "linux":
+        raise CannotStart("`tollgate up` needs Linux; elsewhere, run docker-compose.yml.")
     _turn_signals_into_interrupts()
     try:
         with datadir.opened(options.data_directory) as directory:
@@ -209,7 +209,7 @@ class Supervisor:
         self._internal_port = self._directory.port("internal")
         self._add("worker", lambda: self._run_command("worker"))
         self._add("gateway", lambda: self._run_command("serve"))
-        self._parts["gateway"].child.wait_until(lambda: is_ready(self._base_url), _READY_SECONDS)
+        self._parts["gateway"].child.wait_until(lambda: answers_ok(self._options.port, "/readyz"), _READY_SECONDS)
 
     def _run_command(self, command: str) -> Child:
         """`tollgate serve` or `tollgate worker`, exactly as in production: only the URLs differ."""
@@ -270,14 +270,6 @@ class Supervisor:
         names = ("gateway", "worker", "postgres", "redis", "backend")
         pids = {name: self._parts[name].child.pid if name in self._parts else None for name in names}
         datadir.write_json(self._directory.up_file, self._facts | {"pids": pids})
-
-
-def is_ready(base_url: str) -> bool:
-    """Whether the gateway takes calls."""
-    try:
-        return httpx.get(f"{base_url}/readyz", timeout=2, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def welcome(facts: dict[str, Any], directory: Path, seconds: float) -> str:

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from openai import OpenAI
 
+from models.ids import uuid7_time
 from tests.conftest import Up, poll
 
 FIELDS = {
@@ -242,6 +244,20 @@ def test_interrupt_ends_and_charges_a_call_that_runs(tmp_path: Path) -> None:
         finally:
             running.child.stop(seconds=15)
             server.shutdown()
+
+
+def test_clock_is_rehearsed_across_restarts(tmp_path: Path) -> None:
+    running = Up(tmp_path / "data", environment={"TOLLGATE_CLOCK": "2031-05-31T23:00:00Z"})
+    try:
+        facts = running.wait_ready()
+        os.kill(facts["pids"]["gateway"], signal.SIGKILL)
+        poll(lambda: running.facts["pids"]["gateway"] != facts["pids"]["gateway"], 20)
+        poll(lambda: is_ready(facts), 20)
+        with OpenAI(base_url=f"{facts['base_url']}/v1", api_key=facts["api_key"]) as client:
+            answer = client.completions.with_raw_response.create(model="tiny", prompt="Hello", max_tokens=3)
+        assert str(uuid7_time(UUID(answer.headers["x-request-id"]))).startswith("2031-05-31 23:0")
+    finally:
+        running.child.stop(seconds=15)
 
 
 def test_part_that_keeps_ending_stops_everything(tmp_path: Path, up: Up) -> None:
