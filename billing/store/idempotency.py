@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -58,12 +59,13 @@ async def claim(connection: AsyncConnection, claim: Claim, now: datetime) -> Sto
     if not hmac.compare_digest(row.request_digest, claim.request_digest):
         raise Conflict("This Idempotency-Key was used for another request. Use a new key for a new request.")
     assert row.response is not None, "a claim commits with its answer"
-    return StoredAnswer(row.status, row.response)
+    return StoredAnswer(row.status, json.loads(row.response))
 
 
 async def keep_answer(connection: AsyncConnection, claim: Claim, answer: StoredAnswer) -> None:
     """Store the answer of a claim that this transaction holds."""
-    values = {"status": answer.status, "response": answer.response}
+    # As a text within the JSON, because jsonb orders fields anew and a repeated answer should be the same to the byte.
+    values = {"status": answer.status, "response": json.dumps(answer.response)}
     await connection.execute(update(idempotency).where(*_is(claim)).values(values))
 
 

@@ -28,16 +28,19 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("value", [pytest.param(value, id=name) for name, value in ODD.items()])
-async def test_garbage_is_refused_without_a_query(world: World, value: str) -> None:
+async def test_garbage_is_refused_without_a_query(world: World, subtests: pytest.Subtests) -> None:
     statements: list[str] = []
     event.listen(
         world.parts.engine.sync_engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
     )
-    response = await world.client.get("/operator/v1/organizations", headers={"authorization": f"Bearer {value}"})
-    assert response.status_code == 401
-    assert statements == []
-    assert value not in response.text
+    for name, value in ODD.items():
+        with subtests.test(name):
+            response = await world.client.get(
+                "/operator/v1/organizations", headers={"authorization": f"Bearer {value}"}
+            )
+            assert response.status_code == 401
+            assert statements == []
+            assert value not in response.text
 
 
 async def test_bytes_that_are_no_text_are_refused(world: World) -> None:
@@ -90,47 +93,41 @@ def test_every_route_is_guarded() -> None:
         assert guards_of(context.dependant) == {"require_operator"}, context.path
 
 
-@pytest.mark.parametrize(
-    "extra",
-    ["role", "tenant_id", "balance", "credit", "shard", "id", "closed_at", "currency_code"],
-)
-async def test_a_field_that_is_not_offered_is_refused(world: World, extra: str) -> None:
+async def test_a_field_that_is_not_offered_is_refused(world: World) -> None:
     organization = await world.organization()
     path = f"/organizations/{organization['id']}"
-    for response in (
-        await world.post(path, {extra: "1"}),
-        await world.client.patch(f"/operator/v1{path}", json={extra: "1"}, headers=world._headers({})),
-        await world.post("/organizations", {"name": "B", extra: "1"}),
-    ):
-        assert response.status_code == 422
+    for extra in ("role", "tenant_id", "balance", "credit", "shard", "id", "closed_at", "currency"):
+        patched = await world.client.patch(f"/operator/v1{path}", json={extra: "1"}, headers=world.headers({}))
+        assert patched.status_code == 422, extra
+        assert (await world.post(path, {extra: "1"})).status_code == 422, extra
+        assert (await world.post("/organizations", {"name": "B", extra: "1"})).status_code == 422, extra
     assert await world.shown(path) == organization
 
 
-@pytest.mark.parametrize(
-    "extra", ["api_base", "base_url", "api_key", "custom_llm_provider", "extra_headers", "headers", "timeout"]
-)
-async def test_a_destination_cannot_be_smuggled_into_a_model(world: World, extra: str) -> None:
-    body = {"id": "m", "context_length": 1, "deployments": [], extra: "http://127.0.0.1:6379"}
-    assert (await world.post("/models", body)).status_code == 422
+async def test_a_destination_cannot_be_smuggled_into_a_model(world: World) -> None:
+    for extra in ("api_base", "base_url", "api_key", "custom_llm_provider", "extra_headers", "headers", "timeout"):
+        body = {"id": "m", "context_length": 1, "deployments": [], extra: "http://127.0.0.1:6379"}
+        assert (await world.post("/models", body)).status_code == 422, extra
     assert await world.count("model") == 0
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        pytest.param({"sort": "amount;drop"}, id="B10 sort"),
-        pytest.param({"order": "(select pg_sleep(9))"}, id="B10 order"),
-        pytest.param({"after": "' or 1=1--"}, id="B10 after"),
-        pytest.param({"limit": "1;drop table charge"}, id="B10 limit"),
-        pytest.param({"limit": "0"}, id="limit below its range"),
-        pytest.param({"limit": "101"}, id="limit above its range"),
-        pytest.param({"api_key": UNKNOWN}, id="a key in the query"),
-        pytest.param({"search": "%" * 5_000}, id="B11 search"),
-    ],
-)
-async def test_parameters_are_bounded(world: World, query: dict[str, str]) -> None:
-    for path in ("/organizations", "/backends", "/prices", "/audit_logs", "/operator_keys"):
-        assert (await world.get(path, **query)).status_code == 422
+QUERIES: dict[str, dict[str, str]] = {
+    "B10 sort": {"sort": "amount;drop"},
+    "B10 order": {"order": "(select pg_sleep(9))"},
+    "B10 after": {"after": "' or 1=1--"},
+    "B10 limit": {"limit": "1;drop table charge"},
+    "limit below its range": {"limit": "0"},
+    "limit above its range": {"limit": "101"},
+    "a key in the query": {"api_key": UNKNOWN},
+    "B11 search": {"search": "%" * 5_000},
+}
+
+
+async def test_parameters_are_bounded(world: World, subtests: pytest.Subtests) -> None:
+    for name, query in QUERIES.items():
+        with subtests.test(name):
+            for path in ("/organizations", "/backends", "/prices", "/audit_logs", "/operator_keys"):
+                assert (await world.get(path, **query)).status_code == 422
 
 
 async def test_a_filter_of_wildcards_is_a_plain_text(world: World) -> None:

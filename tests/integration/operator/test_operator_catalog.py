@@ -45,36 +45,37 @@ async def test_a_backend_is_created_shown_and_changed(world: World) -> None:
     assert refusal(await world.post("/backends/none", {"disabled": True}))[0] == 404
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        pytest.param("ftp://host", id="another scheme"),
-        pytest.param("file:///etc/passwd", id="a file"),
-        pytest.param("http://", id="no host"),
-        pytest.param("//host", id="no scheme"),
-        pytest.param("http://user:secret@host", id="a password"),
-        pytest.param("http://good@evil", id="a user"),
-        pytest.param("http://host/v1/../admin", id="a path"),
-        pytest.param("http://host/x", id="another path"),
-        pytest.param("http://host?x=1", id="a query"),
-        pytest.param("http://host/#x", id="a fragment"),
-        pytest.param("http://host:99999", id="no port"),
-        pytest.param("http://host:port", id="a port of letters"),
-        pytest.param("http://ho st", id="a blank"),
-        pytest.param("http://host\r\nX: y", id="a line break"),
-        pytest.param("http://host\\@evil", id="a backslash"),
-        pytest.param("http://höst", id="beyond ASCII"),
-        pytest.param("http://169.254.169.254", id="the metadata address"),
-        pytest.param("http://[fe80::1]", id="a link-local address"),
-        pytest.param("http://0.0.0.0:80", id="no address"),
-        pytest.param("http://[::1", id="half an address"),
-    ],
-)
-async def test_what_no_backend_url_can_be(world: World, url: str) -> None:
-    response = await world.post("/backends", {"name": "b", "kind": "vllm", "url": url})
-    assert response.status_code == 422, response.text
-    assert "secret" not in response.text
-    assert await world.count("backend") == 0
+URLS: dict[str, str] = {
+    "another scheme": "ftp://host",
+    "a file": "file:///etc/passwd",
+    "no host": "http://",
+    "no scheme": "//host",
+    "a password": "http://user:secret@host",
+    "a user": "http://good@evil",
+    "a path": "http://host/v1/../admin",
+    "another path": "http://host/x",
+    "a query": "http://host?x=1",
+    "a fragment": "http://host/#x",
+    "no port": "http://host:99999",
+    "a port of letters": "http://host:port",
+    "a blank": "http://ho st",
+    "a line break": "http://host\r\nX: y",
+    "a backslash": "http://host\\@evil",
+    "beyond ASCII": "http://höst",
+    "the metadata address": "http://169.254.169.254",
+    "a link-local address": "http://[fe80::1]",
+    "no address": "http://0.0.0.0:80",
+    "half an address": "http://[::1",
+}
+
+
+async def test_what_no_backend_url_can_be(world: World, subtests: pytest.Subtests) -> None:
+    for name, url in URLS.items():
+        with subtests.test(name):
+            response = await world.post("/backends", {"name": "b", "kind": "vllm", "url": url})
+            assert response.status_code == 422, response.text
+            assert "secret" not in response.text
+            assert await world.count("backend") == 0
 
 
 async def test_a_credential_cannot_forge_a_header(world: World) -> None:
@@ -130,22 +131,23 @@ async def test_a_deployment_keeps_its_id_when_it_comes_back(world: World) -> Non
     assert world.parts.catalog.current.models["tiny"].deployments[0].id == before
 
 
-@pytest.mark.parametrize(
-    ("fields", "status"),
-    [
-        pytest.param({"id": "../../x"}, 422, id="a path as id"),
-        pytest.param({"id": "a\r\nb"}, 422, id="a line break"),
-        pytest.param({"id": "x" * 201}, 422, id="a long id"),
-        pytest.param({"context_length": 0}, 422, id="no context"),
-        pytest.param({"deployments": [{"backend": "none", "backend_model": "m"}]}, 400, id="an unknown backend"),
-        pytest.param({"deployments": [{"backend": str(uuid4()), "backend_model": "m"}]}, 400, id="an unknown id"),
-        pytest.param({"billed_count": "highest"}, 422, id="an unknown count"),
-    ],
-)
-async def test_what_no_model_can_be(world: World, fields: dict[str, Any], status: int) -> None:
-    body = {"id": "m", "context_length": 4096, "deployments": []} | fields
-    assert (await world.post("/models", body)).status_code == status
-    assert await world.count("model") == 0
+MODELS: dict[str, tuple[dict[str, Any], int]] = {
+    "a path as id": ({"id": "../../x"}, 422),
+    "a line break": ({"id": "a\r\nb"}, 422),
+    "a long id": ({"id": "x" * 201}, 422),
+    "no context": ({"context_length": 0}, 422),
+    "an unknown backend": ({"deployments": [{"backend": "none", "backend_model": "m"}]}, 400),
+    "an unknown id": ({"deployments": [{"backend": str(uuid4()), "backend_model": "m"}]}, 400),
+    "an unknown count": ({"billed_count": "highest"}, 422),
+}
+
+
+async def test_what_no_model_can_be(world: World, subtests: pytest.Subtests) -> None:
+    for name, (fields, status) in MODELS.items():
+        with subtests.test(name):
+            body = {"id": "m", "context_length": 4096, "deployments": []} | fields
+            assert (await world.post("/models", body)).status_code == status
+            assert await world.count("model") == 0
 
 
 async def test_one_deployment_twice_is_refused(world: World) -> None:
@@ -210,33 +212,34 @@ async def test_a_price_that_calls_were_charged_by_stays(world: World, clock: Mov
     assert (await world.price(effective_from=(hour_ago + timedelta(minutes=1)).isoformat())).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("fields", "status"),
-    [
-        pytest.param({"price_per_million": "-1"}, 400, id="below zero"),
-        pytest.param({"price_per_million": "0.0000001"}, 400, id="too fine"),
-        pytest.param({"price_per_million": "1e3"}, 400, id="a float's text"),
-        pytest.param({"price_per_million": 0.15}, 422, id="a float"),
-        pytest.param({"price_per_million": "9" * 20}, 400, id="too large"),
-        pytest.param({"model": "none"}, 400, id="an unknown model"),
-        pytest.param({"meter": "smiles"}, 422, id="an unknown meter"),
-        pytest.param({"currency": "GBP"}, 422, id="an unknown currency"),
-        pytest.param({"scheme": "graduated"}, 422, id="a scheme that is not offered yet"),
-        pytest.param({"effective_from": "2026-01-01T00:00:00"}, 422, id="a time without a zone"),
-        pytest.param({"effective_to": "2020-01-01T00:00:00Z"}, 400, id="over before it begins"),
-    ],
-)
-async def test_what_no_price_can_be(world: World, fields: dict[str, Any], status: int) -> None:
+PRICES: dict[str, tuple[dict[str, Any], int]] = {
+    "below zero": ({"price_per_million": "-1"}, 400),
+    "too fine": ({"price_per_million": "0.0000001"}, 400),
+    "a float's text": ({"price_per_million": "1e3"}, 400),
+    "a float": ({"price_per_million": 0.15}, 422),
+    "too large": ({"price_per_million": "9" * 20}, 400),
+    "an unknown model": ({"model": "none"}, 400),
+    "an unknown meter": ({"meter": "smiles"}, 422),
+    "an unknown currency": ({"currency": "GBP"}, 422),
+    "a scheme that is not offered yet": ({"scheme": "graduated"}, 422),
+    "a time without a zone": ({"effective_from": "2026-01-01T00:00:00"}, 422),
+    "over before it begins": ({"effective_to": "2020-01-01T00:00:00Z"}, 400),
+}
+
+
+async def test_what_no_price_can_be(world: World, subtests: pytest.Subtests) -> None:
     await world.model()
-    response = await world.price(**fields)
-    assert response.status_code == status, response.text
-    assert await world.count("price_version") == 0
+    for name, (fields, status) in PRICES.items():
+        with subtests.test(name):
+            response = await world.price(**fields)
+            assert response.status_code == status, response.text
+            assert await world.count("price_version") == 0
 
 
 async def test_a_price_is_never_edited(world: World) -> None:
     await world.model()
     price = (await world.price()).json()
-    headers = world._headers({})
+    headers = world.headers({})
     for method in ("PATCH", "PUT", "POST", "DELETE"):
         path = f"/operator/v1/prices/{price['id']}"
         response = await world.client.request(method, path, json={"price_per_million": "0"}, headers=headers)

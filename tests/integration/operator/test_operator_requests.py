@@ -91,10 +91,10 @@ async def test_money_is_not_given_twice_after_the_answer_was_dropped(world: Worl
         assert all(moment > clock.now() - timedelta(days=1) for moment in ages.scalars())
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256])
-async def test_an_idempotency_key_is_bounded(world: World, key: str) -> None:
-    response = await world.post("/organizations", {"name": "Acme"}, idempotency_key=key)
-    assert refusal(response)[:2] == (400, "idempotency-key")
+async def test_an_idempotency_key_is_bounded(world: World) -> None:
+    for key in ("", "x" * 256):
+        response = await world.post("/organizations", {"name": "Acme"}, idempotency_key=key)
+        assert refusal(response)[:2] == (400, "idempotency-key")
 
 
 async def test_a_change_and_its_audit_entry_commit_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,11 @@ class World:
 
     async def post(self, path: str, body: dict[str, Any] | None = None, **headers: str) -> httpx.Response:
         """POST to a path below /operator/v1."""
-        return await self.client.post(f"/operator/v1{path}", json=body, headers=self._headers(headers))
+        return await self.client.post(f"/operator/v1{path}", json=body, headers=self.headers(headers))
 
     async def get(self, path: str, **query: Any) -> httpx.Response:
         """GET a path below /operator/v1."""
-        return await self.client.get(f"/operator/v1{path}", params=query, headers=self._headers({}))
+        return await self.client.get(f"/operator/v1{path}", params=query, headers=self.headers({}))
 
     async def made(self, path: str, body: dict[str, Any] | None = None, **headers: str) -> dict[str, Any]:
         """POST what must succeed; the answer."""
@@ -73,7 +73,8 @@ class World:
         async with self.parts.engine.connect() as connection:
             return int((await connection.execute(text(f"select count(*) from {table}"))).scalar_one())
 
-    def _headers(self, headers: dict[str, str]) -> dict[str, str]:
+    def headers(self, headers: dict[str, str]) -> dict[str, str]:
+        """These headers and the operator key."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return {"authorization": f"Bearer {self.operator_key}"} | named
 
