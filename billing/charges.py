@@ -33,7 +33,7 @@ def charge(hold: Hold, measured: Measured, *, ending: Ending, deployment: str, e
         project_id=origin.project_id,
         api_key_id=origin.api_key_id,
         currency=origin.currency,
-        endpoint=origin.endpoint.value,
+        endpoint=origin.endpoint,
         model=origin.model,
         deployment=deployment,
         streamed=origin.streamed,

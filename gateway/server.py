@@ -142,6 +142,8 @@ def config_of(app: Any, **options: Any) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         access_log=False,
+        # The peer is the socket's: nothing here believes X-Forwarded-For.
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         log_config=None,

@@ -34,6 +34,9 @@ WEATHER: Final = (Unavailable, SQLAlchemyError, asyncpg.PostgresError, asyncpg.I
 """What passes by itself: a part is away, slow or overloaded."""
 
 _BATCH: Final = 1_000
+_HANDS: Final = 3
+"""Shards booked at a time: below the engine's connections, so that tidying always has one."""
+
 _WAIT_MS: Final = 500
 _LINGER_SECONDS: Final = 0.1
 _BUSY_SECONDS: Final = 0.05
@@ -72,6 +75,7 @@ class Worker:
         self._positions: dict[int, str] = {}
         self._resting: dict[int, float] = {}
         self._partitions_at: float | None = None
+        self._hands = asyncio.Semaphore(_HANDS)
 
     async def keep(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do `work` again and again until told to stop; bad weather is logged once and waited out."""
@@ -159,7 +163,8 @@ class Worker:
 
     async def _book_shard(self, shard: int) -> Booked:
         try:
-            booked = await book_shard(self._engine, self._hot, shard, _BATCH)
+            async with self._hands:
+                booked = await book_shard(self._engine, self._hot, shard, _BATCH)
         except (IntegrityError, ProgrammingError, AssertionError):
             # A fault that will not pass by itself: it must not stop the other shards.
             _log.exception("shard_not_booked", shard=shard)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import UUID
 
 from models.money import MilliUnits
 from models.usage import BilledCount
+
+_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
+_AFTER_ALL = datetime.max.replace(tzinfo=UTC)
 
 
 class BackendKind(StrEnum):
@@ -114,14 +117,29 @@ class Catalog:
     models: dict[str, Model] = field(default_factory=dict)
     prices: dict[tuple[str, str, str], tuple[PriceVersion, ...]] = field(default_factory=dict)
     """Price versions by (book, currency, model)."""
+    _pinned: dict[tuple[str, str, str], tuple[datetime, datetime, Rates | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def rates(self, book: str, currency: str, model: str, moment: datetime) -> Rates | None:
-        """The rates in force, or None where the model has no input price: what has no price is not sold."""
-        versions = {
-            version.meter: version
-            for version in self.prices.get((book, currency, model), ())
-            if version.in_force(moment)
-        }
+        """The rates in force, or None where the model has no input price: what has no price is not sold.
+
+        Between two price changes they are the same for every call, so they are put together once.
+        """
+        key = (book, currency, model)
+        known = self._pinned.get(key)
+        if known is not None and known[0] <= moment < known[1]:
+            return known[2]
+        versions = self.prices.get(key, ())
+        changes = {version.effective_from for version in versions} | {version.effective_to for version in versions}
+        since = max((change for change in changes if change and change <= moment), default=_BEFORE_ALL)
+        until = min((change for change in changes if change and change > moment), default=_AFTER_ALL)
+        rates = self._rates_at(key, moment)
+        self._pinned[key] = since, until, rates
+        return rates
+
+    def _rates_at(self, key: tuple[str, str, str], moment: datetime) -> Rates | None:
+        versions = {version.meter: version for version in self.prices.get(key, ()) if version.in_force(moment)}
         if Meter.INPUT not in versions:
             return None
         price = {meter: version.price for meter, version in versions.items()}

@@ -68,6 +68,4 @@ def _scrubbed(message: Any, deployment: Deployment) -> str | None:
     secrets = [backend.credential, address.hostname, address.netloc]
     if any(secret and secret in message for secret in secrets) or _ADDRESS.search(message):
         return None
-    if deployment.backend_model != deployment.model:
-        message = message.replace(deployment.backend_model, deployment.model)
-    return message[:_LONGEST_MESSAGE]
+    return str(message.replace(deployment.backend_model, deployment.model))[:_LONGEST_MESSAGE]

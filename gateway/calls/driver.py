@@ -166,11 +166,10 @@ class Driver:
     async def run(self) -> None:
         """The whole call. Whatever happens to the request's task, the hold is settled or released."""
         running, call = self._running, self.call
-        endpoint = call.request.endpoint.value
         self._task = asyncio.current_task()
         watch = self._loop.create_task(self._watch_client())
         running.drivers.add(self)
-        telemetry.CALLS.started(endpoint)
+        telemetry.CALLS.started(call.request.endpoint)
         try:
             call.begin()
             await self._live()
@@ -385,7 +384,7 @@ class Driver:
     async def _send_head(self, length: int | None) -> None:
         self._status = 200
         self._first_byte_seconds = time.perf_counter() - self._started
-        telemetry.CALLS.first_byte(self.call.request.endpoint.value, self._first_byte_seconds)
+        telemetry.CALLS.first_byte(self.call.request.endpoint, self._first_byte_seconds)
         headers = [(b"x-request-id", self.request_id.encode()), *rate_limit_headers(self._buckets)]
         if length is None:
             headers += _STREAM_HEADERS
@@ -413,13 +412,13 @@ class Driver:
         seconds = time.perf_counter() - self._started
         status = self._status or 499
         ending = call.ending.value if call.ending is not None else "refused" if call.hold is None else "void"
-        telemetry.CALLS.ended(origin.endpoint.value, origin.model, ending, status, seconds)
+        telemetry.CALLS.ended(origin.endpoint, origin.model, ending, status, seconds)
         telemetry.log_call(
             call_id=self.request_id,
             organization_id=str(origin.organization_id),
             project_id=str(origin.project_id),
             api_key_id=str(origin.api_key_id),
-            endpoint=origin.endpoint.value,
+            endpoint=origin.endpoint,
             model=origin.model,
             status=status,
             ending=ending,

@@ -17,16 +17,16 @@ from gateway.api.requests import parse
 from gateway.auth import credential
 from gateway.backends import DIALECTS
 from gateway.calls.driver import Driver, Running
-from gateway.calls.machine import Call
+from gateway.calls.machine import Attempt, Call
 from gateway.parts import Parts
 from gateway.routing import order
 from models.account import Principal
 from models.call import CallOrigin, CallRequest, Endpoint
-from models.catalog import Deployment, Model
+from models.catalog import Model
 from models.errors import InvalidRequest, ModelNotFound, TollgateError, Unavailable
 from models.ids import uuid7
 
-ENDPOINTS: dict[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
+ENDPOINTS: dict[str, Endpoint] = {str(endpoint): endpoint for endpoint in Endpoint}
 """The metered paths. Each is authenticated here, in `Intake.__call__`, before anything else is looked at."""
 
 MAX_HEADERS = 100
@@ -85,7 +85,7 @@ class Intake:
         rates = catalog.rates(principal.price_book, principal.currency, model.id, now)
         if rates is None:
             raise _no_model(request.model)
-        deployments = self._deployments(request, model)
+        attempts = self._attempts(request, model)
         origin = CallOrigin(
             call_id=call_id,
             organization_id=principal.organization_id,
@@ -100,7 +100,7 @@ class Intake:
             end_user=request.end_user,
         )
         hold = hold_request(request, origin, principal, model, rates)
-        return Call(request, hold, model, deployments, self.parts.clock.now)
+        return Call(request, hold, model, attempts, self.parts.clock.now)
 
     async def _model(self, request: CallRequest, principal: Principal) -> Model:
         catalog = self.parts.catalog
@@ -114,24 +114,22 @@ class Intake:
         permit(principal, model.id)
         return model
 
-    def _deployments(self, request: CallRequest, model: Model) -> tuple[Deployment, ...]:
-        """Deployments that can serve the request, in the order in which they are tried."""
-        able, refusal = [], None
-        for deployment in model.deployments:
+    def _attempts(self, request: CallRequest, model: Model) -> list[Attempt]:
+        """Deployments that can serve the request, with its body for each, in the order in which they are tried."""
+        attempts, refusal = [], None
+        deployments = order(model.deployments, self.running.upstreams.in_flight)
+        for deployment in deployments:
             try:
                 dialect = DIALECTS[deployment.backend.kind]
                 dialect.check(request)
-                dialect.body(request, model, deployment)
+                attempts.append(Attempt(deployment, dialect.body(request, model, deployment)))
             except InvalidRequest as error:
                 refusal = error
-            else:
-                able.append(deployment)
-        if refusal is not None and not able:
-            raise refusal
-        ordered = order(tuple(able), self.running.upstreams.in_flight)
-        if not ordered:
-            raise Unavailable("All backends of this model are busy or disabled. Nothing was charged; try again.")
-        return ordered
+        if not attempts:
+            raise refusal or Unavailable(
+                "All backends of this model are busy or disabled. Nothing was charged; try again."
+            )
+        return attempts
 
 
 class _ClientGone(Exception):

@@ -8,7 +8,7 @@ is settled, exactly one `Settle` or `Release` for every hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -114,6 +114,14 @@ class Release:
 Command = PlaceHold | Connect | CloseUpstream | SendHead | SendBody | SendError | CountTokens | Settle | Release
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A deployment that can serve the call, and the body it is asked with."""
+
+    deployment: Deployment
+    body: bytes
+
+
 class Phase(Enum):
     """Where in its life a call is."""
 
@@ -134,7 +142,7 @@ class Call:
         request: CallRequest,
         hold_request: HoldRequest,
         model: Model,
-        deployments: tuple[Deployment, ...],
+        attempts: Sequence[Attempt],
         now: Callable[[], datetime],
     ) -> None:
         self.request = request
@@ -142,16 +150,16 @@ class Call:
         self.model = model
         self.phase = Phase.NEW
         self.hold: Hold | None = None
-        self.deployment = deployments[0]
+        self.deployment = attempts[0].deployment
         self.ending: Ending | None = None
         self.error: TollgateError | None = None
         self.charge: Charge | None = None
         self.is_client_gone = False
-        self._candidates = list(deployments[:MAX_ATTEMPTS])
+        self._candidates = list(attempts[:MAX_ATTEMPTS])
         self._now = now
         self._commands: list[Command] = []
-        self._begin_attempt()
         self._final = b""
+        self._is_head_sent = False
 
     def _begin_attempt(self) -> None:
         self.meter = Meter(self.request, DIALECTS[self.deployment.backend.kind])
@@ -203,11 +211,11 @@ class Call:
     # Backend ---------------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        self.deployment = self._candidates.pop(0)
+        attempt = self._candidates.pop(0)
+        self.deployment = attempt.deployment
         self._begin_attempt()
         self.phase = Phase.CONNECTING
-        body = self.meter.dialect.body(self.request, self.model, self.deployment)
-        self._do(Connect(self.deployment, self.request.endpoint, body))
+        self._do(Connect(attempt.deployment, self.request.endpoint, attempt.body))
 
     def upstream_sent(self) -> None:
         """The request is on its way: from here on the backend may spend tokens on it."""

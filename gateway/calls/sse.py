@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 EVENT_LIMIT_BYTES = 4 * 1024 * 1024
 DONE = b"[DONE]"
@@ -19,8 +19,7 @@ class EventTooLarge(ValueError):
     """A backend sent an event above `EVENT_LIMIT_BYTES`, or no event end at all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event: `raw` is all its bytes with the empty line that ends it; `data` is None for a comment."""
 
     raw: bytes

@@ -53,13 +53,13 @@ class Address:
     host: str
     port: int
     tls: ssl.SSLContext | None
-    base_path: str
-    fixed_headers: bytes
+    heads: dict[Endpoint, bytes]
 
     @classmethod
     def of(cls, backend: Backend) -> Address:
         """The address in a backend's URL. Headers come from this list alone: no client's header goes upstream."""
         url = urlsplit(backend.url)
+        base_path = url.path.rstrip("/").removesuffix("/v1")
         headers = (
             f"host: {url.netloc}\r\ncontent-type: application/json\r\n"
             "accept: text/event-stream, application/json\r\nconnection: keep-alive\r\n"
@@ -70,20 +70,21 @@ class Address:
             host=url.hostname or "",
             port=url.port or (443 if url.scheme == "https" else 80),
             tls=ssl.create_default_context() if url.scheme == "https" else None,
-            base_path=url.path.rstrip("/").removesuffix("/v1"),
-            fixed_headers=headers.encode("latin-1"),
+            heads={
+                endpoint: f"POST {base_path}{endpoint} HTTP/1.1\r\n{headers}".encode("latin-1") for endpoint in Endpoint
+            },
         )
 
     def request(self, endpoint: Endpoint, body: bytes) -> bytes:
         """The bytes of a whole request."""
-        path = f"POST {self.base_path}{endpoint.value} HTTP/1.1\r\n".encode("latin-1")
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (path, self.fixed_headers, len(body), body)
+        return b"%bcontent-length: %d\r\n\r\n%b" % (self.heads[endpoint], len(body), body)
 
 
 class Connection(asyncio.Protocol):
     """One connection to a backend; serves one call at a time."""
 
     __slots__ = (
+        "_body",
         "_content_type",
         "_has_length",
         "_head_bytes",
@@ -109,6 +110,7 @@ class Connection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
         self._content_type = b""
         self._has_length = False
         self._head_bytes = 0
@@ -174,6 +176,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._fail("The model's backend does not speak HTTP.")
         else:
+            self._pass_body()
             if not self._started and self._head_bytes > HEAD_LIMIT_BYTES:
                 self._fail("The model's backend sent a head that is too large.")
 
@@ -191,6 +194,13 @@ class Connection(asyncio.Protocol):
             sink.upstream_end()
         else:
             sink.upstream_lost(BackendFailed(_BROKEN), self.is_reused and not self._head_bytes)
+
+    def _pass_body(self) -> None:
+        body = self._body
+        if body:
+            self._body = []
+            if self._sink is not None:
+                self._sink.upstream_bytes(body[0] if len(body) == 1 else b"".join(body))
 
     def _fail(self, message: str) -> None:
         sink = self._sink
@@ -217,14 +227,14 @@ class Connection(asyncio.Protocol):
                 self._sink.upstream_head(status, self._content_type)
 
     def on_body(self, data: bytes) -> None:
-        """httptools: a piece of the body."""
-        if self._sink is not None:
-            self._sink.upstream_bytes(data)
+        """httptools: a piece of the body. Pieces of one read go on together: an event is often a chunk of its own."""
+        self._body.append(data)
 
     def on_message_complete(self) -> None:
         """httptools: the message is complete."""
         if not self._started:
             return
+        self._pass_body()
         self._is_complete = True
         if not self._parser.should_keep_alive() and self.transport is not None:
             self.transport.close()

@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from billing.admission import hold_request
-from gateway.calls.machine import Call
+from gateway.backends import DIALECTS
+from gateway.calls.machine import Attempt, Call
 from models.account import Principal
 from models.call import CallOrigin, CallRequest, Endpoint
 from models.catalog import Backend, BackendKind, Deployment, Model, Rates
@@ -71,4 +72,7 @@ def make_call(
         created_at=NOW,
     )
     hold = hold_request(request, origin, PRINCIPAL, model, RATES)
-    return Call(request, hold, model, deployments or (deployment(),), lambda: NOW)
+    attempts = [
+        Attempt(one, DIALECTS[one.backend.kind].body(request, model, one)) for one in deployments or (deployment(),)
+    ]
+    return Call(request, hold, model, attempts, lambda: NOW)
