@@ -30,6 +30,8 @@ def make_engine(
         pool_timeout=10,
         pool_pre_ping=False,
         pool_recycle=1_800,
+        # An error that is logged must not quote digests, credentials or what customers are called.
+        hide_parameters=True,
         json_serializer=encode_json,
         json_deserializer=decode_json,
         connect_args={
