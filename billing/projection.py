@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.hot.store import HotStore
 from billing.store.balances import Balance, balance_of, balances_of_shard
+from models.money import LARGEST_BALANCE_UNITS, Units
 
 _AT_ONCE = 200
 
@@ -22,12 +23,20 @@ async def project(hot: HotStore, balance: Balance) -> bool:
     return await hot.project(
         balance.shard,
         balance.organization_id,
-        posted=balance.posted,
+        posted=shown(balance.posted),
         booked_total=balance.booked_total,
         credit_limit=balance.credit_limit,
         version=balance.version,
         epoch=balance.epoch,
     )
+
+
+def shown(posted: Units) -> Units:
+    """A balance as the hot store may hold it: a debt too large to be compared exactly there is cut off.
+
+    Nothing is sold to such an organization either way: no credit limit reaches that far.
+    """
+    return max(posted, Units(-LARGEST_BALANCE_UNITS))
 
 
 async def project_balance(connection: AsyncConnection, hot: HotStore, organization_id: UUID) -> None:

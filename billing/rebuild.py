@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.failpoints import failpoint
 from billing.hot.store import START, HotStore, NewBalance
+from billing.projection import shown
 from billing.settlement import book_entries
 from billing.store import balances, shards
 from models.errors import Unavailable
@@ -28,11 +29,11 @@ async def ensure_epoch(engine: AsyncEngine, hot: HotStore, shard: int) -> bool:
         lease = await shards.lease(connection, shard)
         if lease is None:
             return False
-        shown = await hot.epoch(shard)
-        if shown == lease.epoch:
+        redis_epoch = await hot.epoch(shard)
+        if redis_epoch == lease.epoch:
             return True
         # Above both: a Redis that outlived a restored Postgres must not show a number that will be used again.
-        epoch = max(lease.epoch, shown or 0) + 1
+        epoch = max(lease.epoch, redis_epoch or 0) + 1
         position = await _drain_and_install(connection, hot, lease, epoch)
         await shards.move(connection, lease, position, epoch=epoch)
         failpoint("before_epoch_commit")
@@ -53,7 +54,7 @@ async def _drain_and_install(connection: AsyncConnection, hot: HotStore, lease: 
             position = reached = entries[-1].id
         await balances.restart_totals(connection, lease.shard)
         rows = await balances.balances_of_shard(connection, lease.shard)
-        installed = [NewBalance(row.organization_id, row.posted, row.credit_limit, row.version) for row in rows]
+        installed = [NewBalance(row.organization_id, shown(row.posted), row.credit_limit, row.version) for row in rows]
         if await hot.install(lease.shard, epoch, reached, installed):
             return reached
         await asyncio.sleep(0.01 * attempt)

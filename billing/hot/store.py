@@ -339,6 +339,6 @@ def _entry(name: bytes, fields: Sequence[bytes]) -> StreamEntry:
         id=name.decode(),
         # An entry without a charge is poisoned, and the worker keeps such entries apart instead of stopping.
         charge=values.get(b"charge", b""),
-        settled=None if settled is None else int(settled),
+        settled=int(settled) if settled is not None and settled.isdigit() else None,
         late=b"late" in values,
     )

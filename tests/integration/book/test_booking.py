@@ -152,7 +152,7 @@ async def test_poison_is_set_aside_and_blocks_nobody(shop: Shop, redis: Redis) -
     ]
     raw = await HotConnection.connect(redis.url)
     for payload in bad:
-        await raw.execute("XADD", SHARD_KEYS[tenant.shard].stream, "*", "charge", payload)
+        await raw.execute("XADD", SHARD_KEYS[tenant.shard].stream, "*", "charge", payload, "settled", "much")
     await raw.close()
     good += [await shop.call(tenant) for _ in range(3)]
 
