@@ -12,11 +12,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.hot.store import make_hot_store
+from billing.settlement import void_grant
 from billing.store.shards import epochs
 from billing.verify import verify
 from gateway.settings import Settings
 from gateway.worker import run_worker
 from models.errors import Unavailable
+from models.ledger import GrantKind
 from tests.conftest import Database, RedisProcess
 from tests.integration.book.shop import Shop, Tenant, now, until
 
@@ -123,6 +125,33 @@ async def test_a_worker_waits_for_postgres(
                     await mine.execute(text(query))
             assert await private.hot.settle(running, private.charge(running))
         await until(lambda: _booked(private, 1))
+    await _clean(private)
+
+
+async def test_booking_granting_and_voiding_at_once(
+    private: Shop, postgres: Database, redis_process: RedisProcess
+) -> None:
+    sent: set[object] = set()
+
+    async def trade(tenant: Tenant) -> None:
+        for number in range(12):
+            grant_id = await private.grant(tenant, 90_000, GrantKind.PROMO if number % 2 else GrantKind.PAID)
+            await private.project(tenant)
+            sent.update([(await private.call(tenant, tokens=number * 20)).call_id for _ in range(5)])
+            async with private.engine.begin() as connection:
+                await void_grant(connection, grant_id, now())
+            await private.project(tenant)
+
+    async with _working(postgres, redis_process.url, count=2):
+        await until(lambda: _open(private))
+        tenants = await _funded(private, 5)
+        async with asyncio.TaskGroup() as tasks:
+            trades = [tasks.create_task(trade(tenant)) for tenant in tenants]
+            while not all(trade.done() for trade in trades):
+                # Traffic is no reason for a finding.
+                await _clean(private)
+        await until(lambda: _booked(private, len(sent)))
+    assert (await private.charged()).keys() == sent
     await _clean(private)
 
 
