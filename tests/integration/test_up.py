@@ -135,7 +135,9 @@ def test_taken_port_is_refused(tmp_path: Path) -> None:
 def test_missing_binary_is_refused(package: str, tmp_path: Path) -> None:
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").touch()
-    sentence = refused("--port=1234", f"--data-dir={tmp_path / 'data'}", environment={"PYTHONPATH": str(tmp_path)})
+    sentence = refused(
+        "--port=1234", f"--data-dir={tmp_path / 'data'}", environment={"PYTHONPATH": str(tmp_path), "PATH": ""}
+    )
     assert "is missing; install it with" in sentence
 
 
