@@ -17,7 +17,7 @@ from starlette.responses import Response
 from billing.store import catalog as stored
 from billing.store.pages import AnyRow
 from gateway.api.operator.requests import Change, Operator
-from gateway.api.operator.shapes import AskedById, Body, ListOf, Printable, Slug, list_of
+from gateway.api.operator.shapes import AskedById, BackendName, Body, ListOf, Printable, list_of
 from gateway.embedded.discovery import probe
 from models.catalog import BackendKind
 from models.errors import InvalidRequest, NotFound
@@ -66,7 +66,7 @@ InFlight = Annotated[int, Field(ge=1, le=1_000_000)]
 class NewBackend(Body):
     """A model server to send calls to; without `kind` it is asked what it is."""
 
-    name: Slug
+    name: BackendName
     url: Url
     kind: BackendKind | None = None
     credential: Credential | None = Field(None, description="What the server demands as a Bearer token; never shown")
@@ -125,7 +125,7 @@ async def list_backends(asked: Annotated[AskedById, Query()], request: Operator)
 
 
 @router.get("/backends/{backend}")
-async def get_backend(backend: Slug, request: Operator) -> Backend:
+async def get_backend(backend: BackendName, request: Operator) -> Backend:
     """One backend, by its id or its name."""
     async with request.reading() as connection:
         return Backend.of(await found_backend(connection, backend))
@@ -133,7 +133,7 @@ async def get_backend(backend: Slug, request: Operator) -> Backend:
 
 @router.patch("/backends/{backend}", response_model=Backend, include_in_schema=False)
 @router.post("/backends/{backend}", response_model=Backend)
-async def update_backend(backend: Slug, body: BackendUpdate, request: Operator) -> Response:
+async def update_backend(backend: BackendName, body: BackendUpdate, request: Operator) -> Response:
     """Change, disable or enable a backend. A disabled one gets no new call; running calls end."""
 
     async def effect(change: Change) -> Backend:

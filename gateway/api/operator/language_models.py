@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from billing.store import catalog as stored
 from billing.store.pages import AnyRow, Page
 from gateway.api.operator.backends import found_backend
 from gateway.api.operator.requests import Change, Operator
-from gateway.api.operator.shapes import Asked, Body, ListOf, ModelId, Printable, Slug, Text, list_of
+from gateway.api.operator.shapes import Asked, BackendName, Body, ListOf, ModelId, Printable, Text, list_of
 from models.errors import InvalidRequest, NotFound
 from models.usage import BilledCount
 
@@ -28,7 +28,7 @@ BackendModel = Annotated[str, StringConstraints(min_length=1, max_length=500), P
 class DeploymentBody(Body):
     """A model on a backend (its name or id), under the name the backend knows it by."""
 
-    backend: Slug
+    backend: BackendName
     backend_model: BackendModel
     weight: int = Field(1, ge=1, le=1_000)
 
@@ -75,9 +75,6 @@ class AskedModels(Asked):
     after: ModelId | None = None
 
 
-KnownModelId = Annotated[str, Path(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$")]
-
-
 @router.post("/models", response_model=Model)
 async def create_model(body: NewModel, request: Operator) -> Response:
     """Create a model."""
@@ -102,7 +99,7 @@ async def list_models(asked: Annotated[AskedModels, Query()], request: Operator)
 
 
 @router.get("/models/{model_id:path}")
-async def get_model(model_id: KnownModelId, request: Operator) -> Model:
+async def get_model(model_id: ModelId, request: Operator) -> Model:
     """One model."""
     async with request.reading() as connection:
         return await _shown(connection, model_id)
@@ -110,7 +107,7 @@ async def get_model(model_id: KnownModelId, request: Operator) -> Model:
 
 @router.patch("/models/{model_id:path}", response_model=Model, include_in_schema=False)
 @router.post("/models/{model_id:path}", response_model=Model)
-async def update_model(model_id: KnownModelId, body: ModelUpdate, request: Operator) -> Response:
+async def update_model(model_id: ModelId, body: ModelUpdate, request: Operator) -> Response:
     """Change, disable or enable a model. A disabled one is not found by callers; running calls end."""
 
     async def effect(change: Change) -> Model:

@@ -29,11 +29,22 @@ def _printable(value: str) -> str:
     return value
 
 
+def _without_dots(value: str) -> str:
+    # Clients and proxies resolve such a segment, and would ask for another model than the one named.
+    if any(segment in (".", "..") for segment in value.split("/")):
+        raise ValueError("must not contain '.' or '..' as a part of a path")
+    return value
+
+
 Printable = AfterValidator(_printable)
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), Printable]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), Printable]
 Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$")]
+BackendName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
+ModelId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9/_~@][A-Za-z0-9._:/@+~-]{0,199}$"), AfterValidator(_without_dots)
+]
+"""Also a file's path, because llama.cpp calls its model by that."""
 CurrencyCode = Literal["USD", "EUR", "KRW", "JPY"]
 Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 Decimal = Annotated[str, StringConstraints(max_length=42)]

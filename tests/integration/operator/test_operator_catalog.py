@@ -122,6 +122,12 @@ async def test_a_model_is_created_shown_and_changed(world: World) -> None:
     assert refusal(await world.post("/models/none", {"disabled": True}))[0] == 404
 
 
+async def test_a_model_may_be_named_by_a_file(world: World) -> None:
+    body = {"id": "/srv/models/tiny-Q4_K_M.gguf", "context_length": 4096, "deployments": []}
+    model = await world.made("/models", body)
+    assert await world.shown(f"/models/{body['id']}") == model
+
+
 async def test_a_deployment_keeps_its_id_when_it_comes_back(world: World) -> None:
     model = await world.model()
     before = world.parts.catalog.current.models["tiny"].deployments[0].id
@@ -133,6 +139,7 @@ async def test_a_deployment_keeps_its_id_when_it_comes_back(world: World) -> Non
 
 MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "a path as id": ({"id": "../../x"}, 422),
+    "a way up as id": ({"id": "a/../x"}, 422),
     "a line break": ({"id": "a\r\nb"}, 422),
     "a long id": ({"id": "x" * 201}, 422),
     "no context": ({"context_length": 0}, 422),
