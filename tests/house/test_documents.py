@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def commands() -> dict[str, Any]:
 @pytest.mark.parametrize("name", commands())
 def test_command_is_documented(name: str) -> None:
     assert f"tollgate {name}" in documents()
+
+
+def test_documented_commands_exist() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert {name for row in rows for name in re.findall(r"`tollgate ([a-z ]+)`", row)} == set(commands())
 
 
 @pytest.mark.parametrize("name", commands())

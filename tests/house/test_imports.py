@@ -20,6 +20,8 @@ CONTRACTS = [
 
 BREACHES = {
     "Arrows point down only": ("billing/pricing.py", "import gateway.settings"),
+    "The counting house has floors": ("billing/store/keys.py", "import billing.settlement"),
+    "The hall has floors": ("gateway/routing.py", "import gateway.auth"),
     "Nouns need nothing installed, but for the tables": ("models/money.py", "import msgspec"),
     "The counting house knows no HTTP": ("billing/settlement.py", "import httpx"),
     "Redis is behind one door": ("gateway/auth.py", "import redis"),
