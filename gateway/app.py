@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -63,6 +64,7 @@ class Tollgate:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.protocol = partial(PublicProtocol, body_seconds=settings.body_timeout_seconds)
         self.api = make_api(docs_enabled=settings.docs_enabled)
         self.parts: Parts
         self.running: Running

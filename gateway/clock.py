@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 
 
@@ -14,4 +13,5 @@ class Clock:
 
     def now(self) -> datetime:
         """The present moment, in UTC."""
-        return datetime.fromtimestamp(time.time(), UTC) + self._offset
+        now = datetime.now(UTC)
+        return now + self._offset if self._offset else now

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from billing.store.engine import make_engine
 from gateway.app import Tollgate
 from gateway.keys import issue_operator_key
-from gateway.server import PublicProtocol, PublicServer, config_of
+from gateway.server import PublicServer, config_of
 from gateway.settings import Settings
 from gateway.telemetry import configure_logging
 from gateway.worker import run_worker
@@ -170,7 +170,7 @@ async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> As
     app = Tollgate(settings)
     await app.open()
     listener = socket.create_server(("127.0.0.1", 0))
-    server = PublicServer(config_of(app, http=PublicProtocol), app.drain)
+    server = PublicServer(config_of(app, http=app.protocol), app.drain)
     serving = asyncio.create_task(server._serve(sockets=[listener]))
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     limits = httpx.Limits(max_connections=400, max_keepalive_connections=100)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from starlette.types import Message, Receive, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from billing.hot.store import HotStore
 from billing.tokens import Tokenizers, prompt_text
@@ -33,6 +33,7 @@ from gateway.calls.machine import (
 )
 from gateway.calls.metering import OwnCount
 from gateway.calls.upstream import Connection, Upstreams
+from gateway.server import DISCONNECT
 from gateway.settings import Settings
 from models.call import BucketState, CallRequest, Charge, Endpoint, Hold, RefusedHold, Void
 from models.errors import BackendFailed, BackendTimedOut, TollgateError, Unavailable
@@ -139,10 +140,11 @@ class Running:
 class Driver:
     """One call and its two connections."""
 
-    def __init__(self, running: Running, call: Call, epoch: int, receive: Receive, send: Send) -> None:
+    def __init__(self, running: Running, call: Call, epoch: int, scope: Scope, receive: Receive, send: Send) -> None:
         self.call = call
         self._running = running
         self._epoch = epoch
+        self._extension = scope.get("extensions", {}).get(DISCONNECT)
         self._receive = receive
         self._send = send
         self._commands: deque[Command] = deque()
@@ -167,7 +169,7 @@ class Driver:
         """The whole call. Whatever happens to the request's task, the hold is settled or released."""
         running, call = self._running, self.call
         self._task = asyncio.current_task()
-        watch = self._loop.create_task(self._watch_client())
+        unwatch = self._watch_client()
         running.drivers.add(self)
         telemetry.CALLS.started(call.request.endpoint)
         try:
@@ -178,7 +180,7 @@ class Driver:
             running.detach(self._live())
             raise
         finally:
-            watch.cancel()
+            unwatch()
             running.ended(self)
             self._leave_backend()
             self._report()
@@ -359,13 +361,22 @@ class Driver:
 
     # Client ----------------------------------------------------------------------------------------------------------
 
-    async def _watch_client(self) -> None:
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.call.client_gone()
-                self._notify()
-                return
+    def _watch_client(self) -> Callable[[], object]:
+        """See to it that we are told when the client leaves; gives the function that ends this."""
+        if self._extension is not None:
+            watch = self._extension["watch"]
+            watch(self._client_gone)
+            return lambda: watch(None)
+        return self._loop.create_task(self._await_disconnect()).cancel
+
+    async def _await_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
+        self._client_gone()
+
+    def _client_gone(self) -> None:
+        self.call.client_gone()
+        self._notify()
 
     def _notify(self) -> None:
         wake, self._wake = self._wake, None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -45,9 +43,10 @@ class Intake:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request: authenticate, read, parse, admit, and hand over to the call's driver."""
-        call_id = uuid7(self.parts.clock.now())
+        now = self.parts.clock.now()
+        call_id = uuid7(now)
         try:
-            driver = await self._admit(scope, receive, send, call_id)
+            driver = await self._admit(scope, receive, send, call_id, now)
         except TollgateError as error:
             await _send_error(send, error, call_id)
             return
@@ -59,7 +58,7 @@ class Intake:
             return
         await driver.run()
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, call_id: UUID) -> Driver:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, call_id: UUID, now: datetime) -> Driver:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         _check_size(headers)
         parts = self.parts
@@ -70,14 +69,13 @@ class Intake:
         if len(self.running.drivers) >= parts.settings.max_connections:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
         _check_headers(headers, parts.settings.max_body_bytes)
-        body = await _read_body(receive, parts.settings.max_body_bytes, parts.settings.body_timeout_seconds)
+        body = await _read_body(receive, parts.settings.max_body_bytes)
         request = parse(ENDPOINTS[scope["path"]], body)
-        now = parts.clock.now()
         call = await self._call(request, principal, call_id, now)
         epoch = parts.catalog.epochs.get(principal.shard)
         if epoch is None:
             raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
-        return Driver(self.running, call, epoch, receive, send)
+        return Driver(self.running, call, epoch, scope, receive, send)
 
     async def _call(self, request: CallRequest, principal: Principal, call_id: UUID, now: datetime) -> Call:
         model = await self._model(request, principal)
@@ -164,40 +162,25 @@ def _too_large(max_body_bytes: int) -> InvalidRequest:
     return InvalidRequest(f"The body is larger than {max_body_bytes} bytes.", status=413)
 
 
-async def _read_body(receive: Receive, limit: int, timeout_seconds: float) -> bytes:
-    message = await _next(receive, timeout_seconds)
+async def _read_body(receive: Receive, limit: int) -> bytes:
+    """The whole body. The server bounds the time it takes; this bounds its size."""
+    message = await receive()
     body: bytes = message.get("body", b"")
-    if not message.get("more_body", False) and len(body) <= limit:
-        return body
     pieces, size = [body], len(body)
-    deadline = asyncio.get_running_loop().time() + timeout_seconds
-    while message.get("more_body", False):
-        if size > limit:
-            break
-        message = await _next(receive, deadline - asyncio.get_running_loop().time())
-        piece = message.get("body", b"")
-        size += len(piece)
-        pieces.append(piece)
-    if size > limit:
-        raise _too_large(limit)
-    return b"".join(pieces)
-
-
-async def _next(receive: Receive, timeout_seconds: float) -> Any:
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            message = await receive()
-    except TimeoutError:
-        raise InvalidRequest("The body did not arrive in time.", status=408) from None
-    if message["type"] == "http.disconnect":
-        raise _ClientGone
-    return message
+    while size <= limit:
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        if not message.get("more_body", False):
+            return b"".join(pieces) if len(pieces) > 1 else body
+        message = await receive()
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+    raise _too_large(limit)
 
 
 async def _send_error(send: Send, error: TollgateError, call_id: UUID) -> None:
     rendered = render(error, request_id=str(call_id))
     # After 413 the server goes on reading and throws away: closing at once would reset the connection before a client
     # that is still sending has read why.
-    headers = [*rendered.headers, (b"connection", b"close")] if rendered.status == 408 else rendered.headers
-    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
+    await send({"type": "http.response.start", "status": rendered.status, "headers": rendered.headers})
     await send({"type": "http.response.body", "body": rendered.body})
