@@ -38,7 +38,7 @@ _HANDS: Final = 3
 """Shards booked at a time: below the engine's connections, so that tidying always has one."""
 
 _WAIT_MS: Final = 500
-_LINGER_SECONDS: Final = 0.1
+_LINGER_SECONDS: Final = 0.25
 _BUSY_SECONDS: Final = 0.05
 _TIDY_SECONDS: Final = 5.0
 _PARTITION_EVERY: Final = timedelta(hours=12)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,31 +206,17 @@ class Driver:
                 await self._wake
 
     async def _carry_out(self, command: Command) -> None:
-        match command:
-            case SendBody(data, last):
-                await self._send_body(data, last)
-            case SendHead(length):
-                await self._send_head(length)
-            case PlaceHold(request):
-                await self._place_hold(request)
-            case Connect():
-                await self._connect(command)
-            case Settle(hold, charge):
-                await self._settle(hold, charge)
-            case Release(void):
-                await self._release(void)
-            case CloseUpstream():
-                self._close_backend()
-            case SendError(error, answer):
-                await self._send_error(error, answer)
-            case CountTokens(request, model, texts):
-                self.call.counted(await count(self._running.tokenizers, request, model.tokenizer, texts))
+        await _DOES[type(command)](self, command)
+
+    async def _count(self, command: CountTokens) -> None:
+        tokenizers, tokenizer = self._running.tokenizers, command.model.tokenizer
+        self.call.counted(await count(tokenizers, command.request, tokenizer, command.texts))
 
     # Ledger ----------------------------------------------------------------------------------------------------------
 
-    async def _place_hold(self, request: Any) -> None:
+    async def _place_hold(self, command: PlaceHold) -> None:
         try:
-            answer = await self._running.hot.hold(request, self._epoch)
+            answer = await self._running.hot.hold(command.request, self._epoch)
         except TollgateError as error:
             self.call.hold_failed(error)
             return
@@ -239,7 +225,8 @@ class Driver:
             telemetry.CALLS.refused(answer.reason.value)
         self.call.hold_answered(answer)
 
-    async def _settle(self, hold: Hold, charge: Charge) -> None:
+    async def _settle(self, command: Settle) -> None:
+        hold, charge = command.hold, command.charge
         try:
             await self._running.hot.settle(hold, charge)
         except Unavailable:
@@ -248,11 +235,11 @@ class Driver:
         telemetry.CALLS.charged(charge)
         self.call.settled()
 
-    async def _release(self, void: Void) -> None:
+    async def _release(self, command: Release) -> None:
         try:
-            await self._running.hot.void(void.hold)
+            await self._running.hot.void(command.void.hold)
         except Unavailable:
-            self._running.detach(self._running.release(void))
+            self._running.detach(self._running.release(command.void))
 
     # Backend ---------------------------------------------------------------------------------------------------------
 
@@ -317,7 +304,7 @@ class Driver:
         await self._connect(self._sent, fresh=True)
         self._notify()
 
-    def _close_backend(self) -> None:
+    async def _close_backend(self, command: CloseUpstream) -> None:
         connection = self._connection
         self._forget_backend()
         if connection is not None:
@@ -392,7 +379,8 @@ class Driver:
         finally:
             self._writing_since = 0.0
 
-    async def _send_head(self, length: int | None) -> None:
+    async def _send_head(self, command: SendHead) -> None:
+        length = command.length
         self._status = 200
         self._first_byte_seconds = time.perf_counter() - self._started
         telemetry.CALLS.first_byte(self.call.request.endpoint, self._first_byte_seconds)
@@ -403,16 +391,17 @@ class Driver:
             headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
         await self._write({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def _send_body(self, data: bytes, last: bool) -> None:
+    async def _send_body(self, command: SendBody) -> None:
         if self.call.is_client_gone:
             return
-        await self._write({"type": "http.response.body", "body": data, "more_body": not last})
+        await self._write({"type": "http.response.body", "body": command.data, "more_body": not command.last})
         self._waiting_bytes = 0
         if self._connection is not None:
             self._connection.resume()
 
-    async def _send_error(self, error: TollgateError, answer: Hold | RefusedHold | None) -> None:
-        rendered = render(error, request_id=self.request_id)
+    async def _send_error(self, command: SendError) -> None:
+        answer = command.answer
+        rendered = render(command.error, request_id=self.request_id)
         self._status = rendered.status
         headers = [*rendered.headers, *rate_limit_headers(answer.buckets if answer is not None else self._buckets)]
         await self._write({"type": "http.response.start", "status": rendered.status, "headers": headers})
@@ -440,6 +429,20 @@ class Driver:
             reason=call.error.message if call.error is not None else "",
             charge=call.charge,
         )
+
+
+_DOES: dict[type[Any], Callable[[Driver, Any], Awaitable[None]]] = {
+    CloseUpstream: Driver._close_backend,
+    Connect: Driver._connect,
+    CountTokens: Driver._count,
+    PlaceHold: Driver._place_hold,
+    Release: Driver._release,
+    SendBody: Driver._send_body,
+    SendError: Driver._send_error,
+    SendHead: Driver._send_head,
+    Settle: Driver._settle,
+}
+"""How each command is carried out."""
 
 
 async def count(
