@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ FAILED = 1
 
 def main() -> int:
     """Run what was asked for; the exit code."""
+    # Everything that was started is stopped on the way out, also when we are told to end.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(FAILED))
     try:
         return _run(_options())
     except RuntimeError as problem:
