@@ -181,7 +181,7 @@ class BackendConnection(asyncio.Protocol):
             self._loop.call_later(GAP_SECONDS, self._write_paced, pieces)
 
     def _write(self, piece: bytes) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(piece)
 
 

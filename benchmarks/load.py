@@ -154,7 +154,12 @@ class Load:
         await asyncio.gather(*running)
 
     async def _one(self, order: Order, request: bytes, due_ns: int, outcome: Outcome) -> None:
-        connection = await self._connection(order)
+        try:
+            connection = await self._connection(order)
+        except OSError as problem:
+            outcome.failed += 1
+            outcome.failure = outcome.failure or f"no connection: {problem}"
+            return
         answered: asyncio.Future[str] = self._loop.create_future()
         connection.send(request, due_ns, order.streamed, lambda _, failure: answered.set_result(failure))
         try:

@@ -138,9 +138,11 @@ class Bench:
         """End the program that sends."""
         assert self._load.stdin is not None
         assert self._load.stdout is not None
+        # Not by closing its input alone: when we are interrupted it is in the middle of an order.
+        self._load.terminate()
+        self._load.wait(10)
         self._load.stdin.close()
         self._load.stdout.close()
-        self._load.wait(10)
 
     def cost(
         self, scenario: Scenario, targets: Iterable[Target], repetitions: int, seconds: float, tick: Callable[[], None]
