@@ -216,10 +216,10 @@ class _CallLine(msgspec.Struct, omit_defaults=True):
     time: datetime
     level: str
     event: str
-    call_id: str
-    organization_id: str
-    project_id: str
-    api_key_id: str
+    call_id: UUID
+    organization_id: UUID
+    project_id: UUID
+    api_key_id: UUID
     endpoint: str
     model: str
     status: int
@@ -240,10 +240,10 @@ class _CallLine(msgspec.Struct, omit_defaults=True):
 
 def log_call(
     *,
-    call_id: str,
-    organization_id: str,
-    project_id: str,
-    api_key_id: str,
+    call_id: UUID,
+    organization_id: UUID,
+    project_id: UUID,
+    api_key_id: UUID,
     endpoint: str,
     model: str,
     status: int,

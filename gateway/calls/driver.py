@@ -414,10 +414,10 @@ class Driver:
         ending = call.ending.value if call.ending is not None else "refused" if call.hold is None else "void"
         telemetry.CALLS.ended(origin.endpoint, origin.model, ending, status, seconds)
         telemetry.log_call(
-            call_id=self.request_id,
-            organization_id=str(origin.organization_id),
-            project_id=str(origin.project_id),
-            api_key_id=str(origin.api_key_id),
+            call_id=origin.call_id,
+            organization_id=origin.organization_id,
+            project_id=origin.project_id,
+            api_key_id=origin.api_key_id,
             endpoint=origin.endpoint,
             model=origin.model,
             status=status,

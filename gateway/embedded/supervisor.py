@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 from gateway.embedded import datadir, discovery, llamacpp, postgres, redis, seed, tinymodel
 from gateway.embedded.children import Child
@@ -31,6 +32,7 @@ STARTED_BY_UP = "TOLLGATE_STARTED_BY_UP"
 
 DRAIN_SECONDS = 2.0
 """How long running calls may go on after Ctrl-C; then they are ended and charged for what was delivered."""
+LONGEST_SOCKET_PATH = 100
 STOP_SECONDS = {"gateway": 2.5, "worker": 2.5, "backend": 0.5, "redis": 0.8, "postgres": 1.5}
 """The order of stopping and the patience for each part: with the drain less than 10 s."""
 
@@ -177,8 +179,15 @@ class Supervisor:
             self._secrets["redis_password"],
             log=self._directory.log("redis"),
             port=self._redis_port,
+            socket_path=self._redis_socket,
             keep_open=(self._directory.children_lock,),
         ).child
+
+    @property
+    def _redis_socket(self) -> Path | None:
+        """Gateway and worker speak to Redis over a socket, a fifth cheaper, where its path fits into 107 bytes."""
+        path = (self._directory.redis / "redis.sock").resolve()
+        return path if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH else None
 
     def _find_backends(self) -> tuple[list[FoundBackend], Path | None]:
         """The given backends, else the ones around, else our own with the path of its tokenizer."""
@@ -222,10 +231,16 @@ class Supervisor:
             keep_open=(self._directory.children_lock,),
         )
 
+    def _program_redis_url(self) -> str:
+        path = self._redis_socket
+        if path is None:
+            return self._redis_url
+        return f"unix://:{self._secrets['redis_password']}@{quote(str(path))}"
+
     def _environment(self) -> dict[str, str]:
         variables = {
             "TOLLGATE_DATABASE_URL": self._database_url(APP_ROLE),
-            "TOLLGATE_REDIS_URL": self._redis_url,
+            "TOLLGATE_REDIS_URL": self._program_redis_url(),
             "TOLLGATE_KEY_PEPPER": self._secrets["key_pepper"],
             "TOLLGATE_HOST": LOOPBACK,
             "TOLLGATE_PORT": str(self._options.port),
