@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from billing.pricing import ceiling
 from models.account import Limits, Principal
 from models.call import CallOrigin, CallRequest, Endpoint, HoldRequest, InFlightLimit, RateBucket
@@ -54,6 +56,26 @@ def hold_request(
         ),
         in_flight=tuple(
             InFlightLimit(scope, limits.max_in_flight) for scope, limits in scopes if limits.max_in_flight is not None
+        ),
+    )
+
+
+def tightened(hold: HoldRequest, prompt_tokens: int, prompts: int) -> HoldRequest | None:
+    """The hold with the prompt counted instead of bounded by its bytes, or None where that is no less.
+
+    For when money is short: a byte is at most a token, but a token is four bytes of English.
+    """
+    input_bound = prompt_tokens + TEMPLATE_ALLOWANCE_TOKENS * prompts
+    if input_bound >= hold.input_bound:
+        return None
+    saved = hold.input_bound - input_bound
+    return replace(
+        hold,
+        input_bound=input_bound,
+        amount=ceiling(input_bound, hold.output_bound, hold.rates),
+        buckets=tuple(
+            replace(bucket, cost=bucket.cost - saved) if bucket.scope.endswith(":tokens") else bucket
+            for bucket in hold.buckets
         ),
     )
 

@@ -41,3 +41,4 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = Field(300, description="Time that open streams have to end after SIGTERM")
     key_cache_seconds: Seconds = Field(3, le=5, description="Time for which a key is not looked up again")
     catalog_refresh_seconds: Seconds = Field(1, description="Time between looks for a changed catalog")
+    audit_share: float = Field(0.01, ge=0, le=1, description="Share of calls whose output we count ourselves, too")

@@ -352,6 +352,7 @@ class CallMetrics(Collector):
         self._refusals: dict[str, int] = {}
         self._backend_errors: dict[tuple[str, str], int] = {}
         self._flags: dict[str, int] = {}
+        self._audited: dict[tuple[str, str], int] = {}
         self._in_flight = dict(_UNTIL_START)
         self._first_byte = {endpoint: _Histogram(FIRST_BYTE_SECONDS) for endpoint in (*_UNTIL_START, _OTHER)}
         self._duration = {endpoint: _Histogram(CALL_SECONDS) for endpoint in (*_UNTIL_START, _OTHER)}
@@ -405,6 +406,12 @@ class CallMetrics(Collector):
             label = flag if known else _OTHER
             self._flags[label] = self._flags.get(label, 0) + 1
 
+    def audited(self, model: str, reported: int, counted: int) -> None:
+        """We counted a call's output as well: the backend's number and ours, whose difference is the drift."""
+        label = model if model in self._models else _OTHER
+        for whose, tokens in (("backend", reported), ("own", counted)):
+            self._audited[label, whose] = self._audited.get((label, whose), 0) + tokens
+
     def refused(self, reason: str) -> None:
         """The hot store refused a hold; `reason` is a `HoldRefusal`."""
         label = reason if reason in _REFUSALS else _OTHER
@@ -433,6 +440,8 @@ class CallMetrics(Collector):
             "tollgate_backend_errors", "Attempts at a backend that failed.", ("backend", "reason"), self._backend_errors
         )
         yield _counter("tollgate_usage_flags", "What was wrong with reported usage.", ("flag",), self._flags)
+        audits = "Output tokens of audited calls, by the backend's count and by our own."
+        yield _counter("tollgate_audited_tokens", audits, ("model", "whose"), self._audited)
         in_flight = GaugeMetricFamily("tollgate_calls_in_flight", "Calls that run now.", labels=("endpoint",))
         for endpoint, count in self._in_flight.items():
             in_flight.add_metric((endpoint,), count)

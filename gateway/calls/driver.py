@@ -22,6 +22,7 @@ from gateway.calls.machine import (
     CloseUpstream,
     Command,
     Connect,
+    CountPrompt,
     CountTokens,
     Phase,
     PlaceHold,
@@ -208,6 +209,10 @@ class Driver:
     async def _carry_out(self, command: Command) -> None:
         await _DOES[type(command)](self, command)
 
+    async def _count_prompt(self, command: CountPrompt) -> None:
+        own = await count(self._running.tokenizers, command.request, command.model.tokenizer, ())
+        self.call.prompt_counted(own.prompt)
+
     async def _count(self, command: CountTokens) -> None:
         tokenizers, tokenizer = self._running.tokenizers, command.model.tokenizer
         self.call.counted(await count(tokenizers, command.request, tokenizer, command.texts))
@@ -233,6 +238,9 @@ class Driver:
             task = self._running.detach(self._running.settle(hold, charge))
             await asyncio.wait({task}, timeout=SETTLE_PATIENCE_SECONDS)
         telemetry.CALLS.charged(charge)
+        own = self.call.own_count
+        if own is not None and own.is_completion_exact and self.call.meter.is_complete:
+            telemetry.CALLS.audited(charge.model, self.call.meter.total().completion, own.completion)
         self.call.settled()
 
     async def _release(self, command: Release) -> None:
@@ -434,6 +442,7 @@ class Driver:
 _DOES: dict[type[Any], Callable[[Driver, Any], Awaitable[None]]] = {
     CloseUpstream: Driver._close_backend,
     Connect: Driver._connect,
+    CountPrompt: Driver._count_prompt,
     CountTokens: Driver._count,
     PlaceHold: Driver._place_hold,
     Release: Driver._release,

@@ -98,7 +98,9 @@ class Intake:
             end_user=request.end_user,
         )
         hold = hold_request(request, origin, principal, model, rates)
-        return Call(request, hold, model, attempts, self.parts.clock.now)
+        # The last bytes of a UUIDv7 are random.
+        is_audited = call_id.int % 10_000 < self.parts.settings.audit_share * 10_000
+        return Call(request, hold, model, attempts, self.parts.clock.now, is_audited=is_audited)
 
     async def _model(self, request: CallRequest, principal: Principal) -> Model:
         catalog = self.parts.catalog

@@ -16,6 +16,7 @@ from enum import Enum, auto
 import msgspec
 
 from billing import charges
+from billing.admission import tightened
 from gateway.backends import DIALECTS
 from gateway.backends.events import Chunk, read, read_any, replace, usage_event
 from gateway.backends.failures import failure, stream_failure
@@ -28,6 +29,7 @@ from models.errors import (
     BackendFailed,
     BrokenPromise,
     InsufficientBalance,
+    InvalidRequest,
     RateLimited,
     TollgateError,
     Unavailable,
@@ -97,6 +99,14 @@ class CountTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class CountPrompt:
+    """Count the prompt, since money is short; answer with `prompt_counted`."""
+
+    request: CallRequest
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """Make the charge durable; answer with `settled`."""
 
@@ -111,7 +121,9 @@ class Release:
     void: Void
 
 
-Command = PlaceHold | Connect | CloseUpstream | SendHead | SendBody | SendError | CountTokens | Settle | Release
+Command = (
+    PlaceHold | CountPrompt | Connect | CloseUpstream | SendHead | SendBody | SendError | CountTokens | Settle | Release
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +156,12 @@ class Call:
         model: Model,
         attempts: Sequence[Attempt],
         now: Callable[[], datetime],
+        *,
+        is_audited: bool = False,
     ) -> None:
+        self.is_audited = is_audited
+        self.own_count: OwnCount | None = None
+        self._is_prompt_counted = False
         self.request = request
         self.hold_request = hold_request
         self.model = model
@@ -160,6 +177,7 @@ class Call:
         self._commands: list[Command] = []
         self._final = b""
         self._is_head_sent = False
+        self._refused: RefusedHold
 
     def _begin_attempt(self) -> None:
         self.meter = Meter(self.request, DIALECTS[self.deployment.backend.kind])
@@ -194,13 +212,30 @@ class Call:
     def hold_answered(self, answer: Hold | RefusedHold) -> None:
         """The hot store has placed the hold, or refused it."""
         if isinstance(answer, RefusedHold):
-            self._refuse(_refusal(answer, self.hold_request), answer)
+            if answer.reason is HoldRefusal.BALANCE and self._may_count_prompt():
+                self._is_prompt_counted = True
+                self._refused = answer
+                self._do(CountPrompt(self.request, self.model))
+            else:
+                self._refuse(_refusal(answer, self.hold_request), answer)
             return
         self.hold = answer
         if self.is_client_gone:
             self._release("the client left before the call was sent")
             return
         self._connect()
+
+    def _may_count_prompt(self) -> bool:
+        return self.model.tokenizer is not None and self.request.input_bound is not None and not self._is_prompt_counted
+
+    def prompt_counted(self, tokens: int) -> None:
+        """Our own count of the prompt: ask again if that makes the hold smaller."""
+        smaller = tightened(self.hold_request, tokens, self.request.prompts)
+        if smaller is None or self.is_client_gone:
+            self._refuse(_refusal(self._refused, self.hold_request), self._refused)
+            return
+        self.hold_request = smaller
+        self._do(PlaceHold(smaller))
 
     def hold_failed(self, error: TollgateError) -> None:
         """The hot store did not answer: it may have placed the hold, so it is given back, and the call refused."""
@@ -391,7 +426,8 @@ class Call:
     def _finish(self, ending: Ending, final: bytes) -> None:
         self.ending = ending
         self._final = final
-        if self.meter.wants_own_count(self.model.billed_count):
+        is_audit = self.is_audited and ending is Ending.FINISHED and self.model.tokenizer is not None
+        if is_audit or self.meter.wants_own_count(self.model.billed_count):
             self.phase = Phase.COUNTING
             self._do(CountTokens(self.request, self.model, tuple(self.meter.delivered())))
         else:
@@ -401,6 +437,7 @@ class Call:
         """Our own count, where one was asked for; the charge follows."""
         if self.hold is None or self.ending is None:
             raise BrokenPromise("a charge needs a hold and an ending")
+        self.own_count = own
         measured = self.meter.measure(
             own,
             billed=self.model.billed_count,
@@ -494,6 +531,12 @@ def _refusal(refused: RefusedHold, request: HoldRequest) -> TollgateError:
                 f"This call can cost up to {amount_text(request.amount, currency)} {currency} and "
                 f"{amount_text(refused.available, currency)} {currency} is available. "
                 "Add credit, or ask for fewer tokens with max_tokens."
+            )
+        case HoldRefusal.RATE if not refused.retry_after_ms:
+            return InvalidRequest(
+                f"This call alone is more than the rate limit {_limit_name(refused.scope)}. "
+                "Ask for fewer tokens with max_tokens, or send a shorter prompt.",
+                code="rate_limit_exceeded",
             )
         case HoldRefusal.RATE:
             return RateLimited(

@@ -50,7 +50,10 @@ def find_operated(data_dir: Path, url: str | None, operator_key: str | None) -> 
     operator_key = operator_key or os.environ.get("TOLLGATE_OPERATOR_KEY")
     if not (url and operator_key):
         up = _read_up(data_dir)
-        url, operator_key = url or up["base_url"], operator_key or up["operator_key"]
+        if url and url.rstrip("/") != up["base_url"]:
+            # The key of this machine's Tollgate must not travel to another address.
+            end("Give the operator key of that address: --operator-key or TOLLGATE_OPERATOR_KEY.", USAGE)
+        url, operator_key = up["base_url"], operator_key or up["operator_key"]
     return Operated(url.rstrip("/"), operator_key)
 
 

@@ -57,8 +57,10 @@ def make_call(
     deployments: tuple[Deployment, ...] = (),
     *,
     billed_count: BilledCount = BilledCount.BACKEND,
+    tokenizer: str | None = None,
+    is_audited: bool = False,
 ) -> Call:
-    model = Model(id="m", context_length=4_096, created_at=NOW, billed_count=billed_count)
+    model = Model(id="m", context_length=4_096, created_at=NOW, billed_count=billed_count, tokenizer=tokenizer)
     origin = CallOrigin(
         call_id=UUID(int=4),
         organization_id=PRINCIPAL.organization_id,
@@ -75,4 +77,4 @@ def make_call(
     attempts = [
         Attempt(one, DIALECTS[one.backend.kind].body(request, model, one)) for one in deployments or (deployment(),)
     ]
-    return Call(request, hold, model, attempts, lambda: NOW)
+    return Call(request, hold, model, attempts, lambda: NOW, is_audited=is_audited)

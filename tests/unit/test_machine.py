@@ -14,6 +14,7 @@ from gateway.calls.machine import (
     CloseUpstream,
     Command,
     Connect,
+    CountPrompt,
     CountTokens,
     Phase,
     PlaceHold,
@@ -65,10 +66,8 @@ DONE = b"data: [DONE]\n\n"
 class Play:
     """Plays a backend and the stores for one call, and keeps what the machine said."""
 
-    def __init__(
-        self, request: CallRequest, *deployments: Deployment, billed: BilledCount = BilledCount.BACKEND
-    ) -> None:
-        self.call: Call = make_call(request, deployments, billed_count=billed)
+    def __init__(self, request: CallRequest, *deployments: Deployment, **options: Any) -> None:
+        self.call: Call = make_call(request, deployments, **options)
         self.said: list[Command] = []
         self.call.begin()
         self.take()
@@ -351,6 +350,31 @@ def test_a_refused_hold_reaches_no_backend() -> None:
     assert not play.of(Release)
 
 
+def test_a_prompt_is_counted_when_money_is_short() -> None:
+    play = Play(chat_request(input_bound=100_000), tokenizer="/some/tokenizer.json")
+    first = play.call.hold_request
+    play.call.hold_answered(RefusedHold(HoldRefusal.BALANCE, available=Units(5)))
+    play.take()
+    assert play.of(CountPrompt)
+    play.call.prompt_counted(40)
+    play.take()
+    again = play.of(PlaceHold)[-1].request
+    assert again.origin == first.origin
+    assert again.input_bound < first.input_bound
+    assert again.amount < first.amount
+    play.call.hold_answered(RefusedHold(HoldRefusal.BALANCE, available=Units(5)))
+    play.take()
+    assert isinstance(play.of(SendError)[0].error, InsufficientBalance)
+    assert len(play.of(CountPrompt)) == 1
+
+
+def test_an_audited_call_is_counted_and_charged_by_the_backend() -> None:
+    play = Play(chat_request(stream=True), tokenizer="/some/tokenizer.json", is_audited=True).open()
+    play.say(delta("x", finish="stop"), event(choices=[], usage=usage(10, 9)), DONE).settle()
+    assert (play.charge.output_tokens, play.charge.usage_source) == (9, UsageSource.BACKEND)
+    assert play.charge.counted == {"input": 7, "output": 5, "exact": True}
+
+
 def test_a_hold_without_an_answer_is_given_back() -> None:
     play = Play(chat_request())
     play.call.hold_failed(Unavailable("Redis does not answer."))
@@ -392,7 +416,7 @@ def test_wrong_usage_is_bounded_and_flagged(reported: Any, flag: str) -> None:
 
 
 def test_the_lower_of_two_counts() -> None:
-    play = Play(chat_request(stream=True), billed=BilledCount.LOWER).open()
+    play = Play(chat_request(stream=True), billed_count=BilledCount.LOWER).open()
     play.say(delta("x", finish="stop"), event(choices=[], usage=usage(10, 9)), DONE).settle()
     assert (play.charge.input_tokens, play.charge.output_tokens) == (7, 5)
     assert play.charge.usage_source is UsageSource.TIKTOKEN
