@@ -25,8 +25,8 @@ _READY_SECONDS = 60.0
 def profile(bench: Bench, tollgate: Tollgate, directory: Path, seconds: float, scenario: Scenario) -> str:
     """Load one scenario on a profiled gateway; the profile as text.
 
-    py-spy where it is installed, which disturbs nothing; else cProfile, which makes short functions look dearer than
-    they are.
+    py-spy where it is installed: it disturbs nothing, but tells elapsed time, so that on a busy machine the writes at
+    which the gateway was interrupted look dear. Else cProfile, on CPU time: short functions look dearer than they are.
     """
     port = free_port()
     environment = tollgate.environment() | {
