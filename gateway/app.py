@@ -21,8 +21,8 @@ from gateway import telemetry
 from gateway.api import billing, errors, openai, operator, probes
 from gateway.api.limits import BodyLimit
 from gateway.auth import KeyRing
-from gateway.calls.driver import Running
 from gateway.calls.intake import ENDPOINTS, Intake
+from gateway.calls.running import Running
 from gateway.calls.upstream import Upstreams
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock

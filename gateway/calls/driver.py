@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
-from billing.hot.store import HotStore
-from billing.tokens import Tokenizers, prompt_text
 from gateway import telemetry
 from gateway.api.errors import render
-from gateway.calls.machine import (
-    Call,
+from gateway.api.ratelimits import rate_limit_headers
+from gateway.calls.commands import (
     CloseUpstream,
     Command,
     Connect,
     CountPrompt,
     CountTokens,
-    Phase,
     PlaceHold,
     Release,
     SendBody,
@@ -32,20 +27,18 @@ from gateway.calls.machine import (
     SendHead,
     Settle,
 )
-from gateway.calls.metering import OwnCount
-from gateway.calls.upstream import Connection, Upstreams
+from gateway.calls.counting import own_count
+from gateway.calls.machine import Call, Phase
+from gateway.calls.running import Running
+from gateway.calls.upstream import Connection
 from gateway.server import DISCONNECT
-from gateway.settings import Settings
-from models.call import BucketState, CallRequest, Charge, Endpoint, Hold, RefusedHold, Void
+from models.call import BucketState, RefusedHold
 from models.errors import BackendFailed, BackendTimedOut, TollgateError, Unavailable
 
 HIGH_WATER_BYTES = 512 * 1024
 """Bytes that wait for a slow client before the backend is no longer read."""
-SWEEP_SECONDS = 0.25
 SETTLE_PATIENCE_SECONDS = 2.0
 """How long a client waits for its last byte while the ledger is away; the settling itself never gives up."""
-
-SETTLE_AT_STOP_SECONDS = 5.0
 
 _log = structlog.get_logger("tollgate.calls")
 _STREAM_HEADERS = [
@@ -53,89 +46,6 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-@dataclass(slots=True)
-class Running:
-    """The calls of this process, and the charges that the hot store has not taken yet."""
-
-    settings: Settings
-    hot: HotStore
-    upstreams: Upstreams
-    tokenizers: Tokenizers
-    drivers: set[Driver] = field(default_factory=set)
-    unsettled: set[asyncio.Task[None]] = field(default_factory=set)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _hurried: bool = False
-
-    async def watch(self, stop: asyncio.Event) -> None:
-        """Look for calls past one of their time limits, four times a second."""
-        loop = asyncio.get_running_loop()
-        while not stop.is_set():
-            now = loop.time()
-            for driver in tuple(self.drivers):
-                driver.check_time(now)
-            await asyncio.sleep(SWEEP_SECONDS)
-
-    async def drain(self, seconds: float) -> None:
-        """Wait for running calls to end, then end them; then wait for all charges to be taken."""
-        await self._until(lambda: self._hurried or not self.drivers, seconds)
-        for driver in tuple(self.drivers):
-            driver.drain()
-        await self._until(lambda: not self.drivers and not self.unsettled, SETTLE_AT_STOP_SECONDS)
-
-    def hurry(self) -> None:
-        """Do not wait for running calls any longer."""
-        self._hurried = True
-        self._changed.set()
-
-    async def _until(self, is_so: Callable[[], bool], seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not is_so():
-                    self._changed.clear()
-                    await self._changed.wait()
-
-    def ended(self, driver: Driver) -> None:
-        """A call has ended."""
-        self.drivers.discard(driver)
-        self._changed.set()
-
-    def detach(self, work: Any) -> asyncio.Task[None]:
-        """Let work go on that must not end with the request it belongs to."""
-        task = asyncio.create_task(work)
-        self.unsettled.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self.unsettled.discard(task)
-        self._changed.set()
-
-    async def settle(self, hold: Hold, charge: Charge) -> None:
-        """Settle, again and again until the hot store has taken it; settling is idempotent by call id."""
-        pause = 0.05
-        while True:
-            try:
-                await self.hot.settle(hold, charge)
-            except Unavailable as error:
-                _log.warning("settle_waits", call_id=charge.call_id, reason=error.message, retry_seconds=pause)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-            else:
-                return
-
-    async def release(self, void: Void) -> None:
-        """Give a hold back, again and again until the hot store has done it."""
-        pause = 0.05
-        while True:
-            try:
-                await self.hot.void(void.hold)
-            except Unavailable:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-            else:
-                return
 
 
 class Driver:
@@ -210,12 +120,12 @@ class Driver:
         await _DOES[type(command)](self, command)
 
     async def _count_prompt(self, command: CountPrompt) -> None:
-        own = await count(self._running.tokenizers, command.request, command.model.tokenizer, ())
+        own = await own_count(self._running.tokenizers, command.request, command.model.tokenizer, ())
         self.call.prompt_counted(own.prompt)
 
     async def _count(self, command: CountTokens) -> None:
         tokenizers, tokenizer = self._running.tokenizers, command.model.tokenizer
-        self.call.counted(await count(tokenizers, command.request, tokenizer, command.texts))
+        self.call.counted(await own_count(tokenizers, command.request, tokenizer, command.texts))
 
     # Ledger ----------------------------------------------------------------------------------------------------------
 
@@ -452,59 +362,3 @@ _DOES: dict[type[Any], Callable[[Driver, Any], Awaitable[None]]] = {
     Settle: Driver._settle,
 }
 """How each command is carried out."""
-
-
-async def count(
-    tokenizers: Tokenizers, request: CallRequest, tokenizer: str | None, texts: tuple[str, ...]
-) -> OwnCount:
-    """Our own count of a call; exact where the model's tokenizer is at hand and no chat template is in between.
-
-    Each choice is counted by itself, as it was generated.
-    """
-    completions = [await tokenizers.count(tokenizer, text) for text in texts]
-    subject = request.body.get("prompt") if request.endpoint is Endpoint.COMPLETIONS else request.body.get("input")
-    if subject is None:
-        prompts = [await tokenizers.count(tokenizer, prompt_text(request.body))]
-    else:
-        items = subject if isinstance(subject, list) and not isinstance(subject[0], int) else [subject]
-        prompts = [await tokenizers.count(tokenizer, item) for item in items if isinstance(item, str)]
-    token_ids = _token_ids(subject)
-    return OwnCount(
-        prompt=sum(prompt.tokens for prompt in prompts) + token_ids,
-        completion=sum(completion.tokens for completion in completions),
-        is_prompt_exact=subject is not None and all(prompt.exact for prompt in prompts),
-        is_completion_exact=all(completion.exact for completion in completions),
-    )
-
-
-def _token_ids(subject: Any) -> int:
-    if not isinstance(subject, list):
-        return 0
-    if isinstance(subject[0], int):
-        return len(subject)
-    return sum(len(item) for item in subject if isinstance(item, list))
-
-
-def rate_limit_headers(buckets: tuple[BucketState, ...]) -> list[tuple[bytes, bytes]]:
-    """The `x-ratelimit-*` headers of the OpenAI API, each from the tightest bucket; resets as Go durations."""
-    headers: list[tuple[bytes, bytes]] = []
-    for kind in ("requests", "tokens"):
-        of_kind = [bucket for bucket in buckets if bucket.scope.endswith(kind)]
-        if not of_kind:
-            continue
-        tightest = min(of_kind, key=lambda bucket: bucket.remaining)
-        name = kind.encode()
-        headers += [
-            (b"x-ratelimit-limit-" + name, b"%d" % tightest.limit),
-            (b"x-ratelimit-remaining-" + name, b"%d" % max(0, tightest.remaining)),
-            (b"x-ratelimit-reset-" + name, _go_duration(tightest.reset_ms)),
-        ]
-    return headers
-
-
-def _go_duration(milliseconds: int) -> bytes:
-    if milliseconds < 1_000:
-        return b"%dms" % milliseconds
-    minutes, rest = divmod(milliseconds, 60_000)
-    seconds = b"%d.%03ds" % divmod(rest, 1_000) if rest % 1_000 else b"%ds" % (rest // 1_000)
-    return b"%dm%b" % (minutes, seconds) if minutes else seconds

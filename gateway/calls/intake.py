@@ -14,8 +14,9 @@ from gateway.api.errors import render
 from gateway.api.requests import parse
 from gateway.auth import credential
 from gateway.backends import DIALECTS
-from gateway.calls.driver import Driver, Running
+from gateway.calls.driver import Driver
 from gateway.calls.machine import Attempt, Call
+from gateway.calls.running import Running
 from gateway.parts import Parts
 from gateway.routing import order
 from models.account import Principal

@@ -21,20 +21,29 @@ from gateway.backends import DIALECTS
 from gateway.backends.events import Chunk, read, read_any, replace, usage_event
 from gateway.backends.failures import failure, stream_failure
 from gateway.calls.aggregate import Aggregate
+from gateway.calls.commands import (
+    CloseUpstream,
+    Command,
+    Connect,
+    CountPrompt,
+    CountTokens,
+    PlaceHold,
+    Release,
+    SendBody,
+    SendError,
+    SendHead,
+    Settle,
+)
 from gateway.calls.metering import Meter, OwnCount, client_usage
+from gateway.calls.refusals import error_event, refusal
 from gateway.calls.sse import DONE, Event, EventSplitter, EventTooLarge
-from models.call import CallRequest, Charge, Endpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
+from models.call import CallRequest, Charge, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
 from models.catalog import Deployment, Model
 from models.errors import (
     BackendFailed,
     BrokenPromise,
-    InsufficientBalance,
-    InvalidRequest,
-    RateLimited,
     TollgateError,
-    Unavailable,
 )
-from models.money import amount_text
 from models.usage import Ending
 
 MAX_ATTEMPTS = 3
@@ -43,87 +52,6 @@ MAX_ERROR_BYTES = 64 * 1024
 _RETRIED_STATUS = frozenset({502, 503})
 _DONE_EVENT = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceHold:
-    """Ask the hot store for the hold; answer with `hold_answered` or `hold_failed`."""
-
-    request: HoldRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """Send the request to a deployment; answer with `upstream_sent`, then `upstream_head`, or `upstream_failed`."""
-
-    deployment: Deployment
-    endpoint: Endpoint
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class CloseUpstream:
-    """Stop the backend: its answer is not wanted any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendHead:
-    """Send status 200 to the client; `length` is None for a stream."""
-
-    length: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class SendBody:
-    """Send bytes to the client; `last` ends the answer."""
-
-    data: bytes
-    last: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SendError:
-    """Send a whole answer that is an error."""
-
-    error: TollgateError
-    answer: Hold | RefusedHold | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CountTokens:
-    """Count prompt and generated texts with the model's own tokenizer; answer with `counted`."""
-
-    request: CallRequest
-    model: Model
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CountPrompt:
-    """Count the prompt, since money is short; answer with `prompt_counted`."""
-
-    request: CallRequest
-    model: Model
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Make the charge durable; answer with `settled`."""
-
-    hold: Hold
-    charge: Charge
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give the hold back, since nothing is charged."""
-
-    void: Void
-
-
-Command = (
-    PlaceHold | CountPrompt | Connect | CloseUpstream | SendHead | SendBody | SendError | CountTokens | Settle | Release
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +145,7 @@ class Call:
                 self._refused = answer
                 self._do(CountPrompt(self.request, self.model))
             else:
-                self._refuse(_refusal(answer, self.hold_request), answer)
+                self._refuse(refusal(answer, self.hold_request), answer)
             return
         self.hold = answer
         if self.is_client_gone:
@@ -232,7 +160,7 @@ class Call:
         """Our own count of the prompt: ask again if that makes the hold smaller."""
         smaller = tightened(self.hold_request, tokens, self.request.prompts)
         if smaller is None or self.is_client_gone:
-            self._refuse(_refusal(self._refused, self.hold_request), self._refused)
+            self._refuse(refusal(self._refused, self.hold_request), self._refused)
             return
         self.hold_request = smaller
         self._do(PlaceHold(smaller))
@@ -476,8 +404,7 @@ class Call:
 
     def _end_stream(self) -> None:
         if self.error is not None:
-            # SDKs take a stream without [DONE] for a success: say that it is none, and end without it.
-            data = _error_event(self.error)
+            data = error_event(self.error)
         else:
             data = self._final
             if self.request.include_usage and not self._is_usage_passed and self.meter.knows_progress:
@@ -498,7 +425,7 @@ class Call:
         if self.is_client_gone:
             return
         if self._is_head_sent:
-            self._do(SendBody(_error_event(error), last=True))
+            self._do(SendBody(error_event(error), last=True))
         else:
             self._do(SendError(error, answer or self.hold))
 
@@ -512,51 +439,3 @@ def _error_in(chunk: Chunk | None, data: bytes) -> object | None:
     if chunk.object == "error":
         return read_any(data) or {}
     return None
-
-
-def _error_event(error: TollgateError) -> bytes:
-    body = {"error": {"message": error.message, "type": "api_error", "param": None, "code": _code(error)}}
-    return b"event: error\ndata: " + _encode(body) + b"\n\n"
-
-
-def _code(error: TollgateError) -> str:
-    return "unavailable" if isinstance(error, Unavailable) else "backend_failed"
-
-
-def _refusal(refused: RefusedHold, request: HoldRequest) -> TollgateError:
-    currency = request.origin.currency
-    match refused.reason:
-        case HoldRefusal.BALANCE:
-            return InsufficientBalance(
-                f"This call can cost up to {amount_text(request.amount, currency)} {currency} and "
-                f"{amount_text(refused.available, currency)} {currency} is available. "
-                "Add credit, or ask for fewer tokens with max_tokens."
-            )
-        case HoldRefusal.RATE if not refused.retry_after_ms:
-            return InvalidRequest(
-                f"This call alone is more than the rate limit {_limit_name(refused.scope)}. "
-                "Ask for fewer tokens with max_tokens, or send a shorter prompt.",
-                code="rate_limit_exceeded",
-            )
-        case HoldRefusal.RATE:
-            return RateLimited(
-                f"The rate limit {_limit_name(refused.scope)} is reached. "
-                f"Try again in {refused.retry_after_ms / 1_000:.1f} s.",
-                refused.retry_after_ms,
-            )
-        case HoldRefusal.IN_FLIGHT:
-            return RateLimited(
-                f"Too many calls run at the same time for the limit {_limit_name(refused.scope)}. "
-                "Try again when one has ended.",
-                1_000,
-            )
-        case HoldRefusal.UNKNOWN_ORGANIZATION | HoldRefusal.NO_EPOCH:
-            return Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
-
-
-def _limit_name(scope: str) -> str:
-    """`key:<id>:requests` is told as `requests per minute of the key`."""
-    owner, _, rest = scope.partition(":")
-    kind = rest.rpartition(":")[2] if rest else ""
-    what = {"requests": "requests per minute", "tokens": "tokens per minute"}.get(kind, "calls in flight")
-    return f"({what} of the {owner})"

@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.calls.machine import (
-    Call,
+from gateway.calls.commands import (
     CloseUpstream,
     Command,
     Connect,
     CountPrompt,
     CountTokens,
-    Phase,
     PlaceHold,
     Release,
     SendBody,
@@ -24,6 +22,7 @@ from gateway.calls.machine import (
     SendHead,
     Settle,
 )
+from gateway.calls.machine import Call, Phase
 from gateway.calls.metering import OwnCount
 from models.call import CallRequest, Endpoint, Hold, HoldRefusal, RefusedHold
 from models.catalog import BackendKind, Deployment

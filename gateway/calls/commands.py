@@ -1,0 +1,90 @@
+"""What the state machine of a call tells its driver to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.call import CallRequest, Charge, Endpoint, Hold, HoldRequest, RefusedHold, Void
+from models.catalog import Deployment, Model
+from models.errors import TollgateError
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceHold:
+    """Ask the hot store for the hold; answer with `hold_answered` or `hold_failed`."""
+
+    request: HoldRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Send the request to a deployment; answer with `upstream_sent`, then `upstream_head`, or `upstream_failed`."""
+
+    deployment: Deployment
+    endpoint: Endpoint
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseUpstream:
+    """Stop the backend: its answer is not wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendHead:
+    """Send status 200 to the client; `length` is None for a stream."""
+
+    length: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendBody:
+    """Send bytes to the client; `last` ends the answer."""
+
+    data: bytes
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendError:
+    """Send a whole answer that is an error."""
+
+    error: TollgateError
+    answer: Hold | RefusedHold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CountTokens:
+    """Count prompt and generated texts with the model's own tokenizer; answer with `counted`."""
+
+    request: CallRequest
+    model: Model
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CountPrompt:
+    """Count the prompt, since money is short; answer with `prompt_counted`."""
+
+    request: CallRequest
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Make the charge durable; answer with `settled`."""
+
+    hold: Hold
+    charge: Charge
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the hold back, since nothing is charged."""
+
+    void: Void
+
+
+Command = (
+    PlaceHold | CountPrompt | Connect | CloseUpstream | SendHead | SendBody | SendError | CountTokens | Settle | Release
+)

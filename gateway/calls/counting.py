@@ -1,0 +1,40 @@
+"""Our own count of a call: prompt and generated text, with the model's own tokenizer where it is at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billing.tokens import Tokenizers, prompt_text
+from gateway.calls.metering import OwnCount
+from models.call import CallRequest, Endpoint
+
+
+async def own_count(
+    tokenizers: Tokenizers, request: CallRequest, tokenizer: str | None, texts: tuple[str, ...]
+) -> OwnCount:
+    """Our own count of a call; exact where the model's tokenizer is at hand and no chat template is in between.
+
+    Each choice is counted by itself, as it was generated.
+    """
+    completions = [await tokenizers.count(tokenizer, text) for text in texts]
+    subject = request.body.get("prompt") if request.endpoint is Endpoint.COMPLETIONS else request.body.get("input")
+    if subject is None:
+        prompts = [await tokenizers.count(tokenizer, prompt_text(request.body))]
+    else:
+        items = subject if isinstance(subject, list) and not isinstance(subject[0], int) else [subject]
+        prompts = [await tokenizers.count(tokenizer, item) for item in items if isinstance(item, str)]
+    token_ids = _token_ids(subject)
+    return OwnCount(
+        prompt=sum(prompt.tokens for prompt in prompts) + token_ids,
+        completion=sum(completion.tokens for completion in completions),
+        is_prompt_exact=subject is not None and all(prompt.exact for prompt in prompts),
+        is_completion_exact=all(completion.exact for completion in completions),
+    )
+
+
+def _token_ids(subject: Any) -> int:
+    if not isinstance(subject, list):
+        return 0
+    if isinstance(subject[0], int):
+        return len(subject)
+    return sum(len(item) for item in subject if isinstance(item, list))

@@ -1,0 +1,61 @@
+"""How a call that cannot be served, or cannot go on, is told to its client."""
+
+from __future__ import annotations
+
+import msgspec
+
+from models.call import HoldRefusal, HoldRequest, RefusedHold
+from models.errors import InsufficientBalance, InvalidRequest, RateLimited, TollgateError, Unavailable
+from models.money import amount_text
+
+_encode = msgspec.json.Encoder().encode
+
+
+def refusal(refused: RefusedHold, request: HoldRequest) -> TollgateError:
+    """The error for a hold that was refused."""
+    currency = request.origin.currency
+    match refused.reason:
+        case HoldRefusal.BALANCE:
+            return InsufficientBalance(
+                f"This call can cost up to {amount_text(request.amount, currency)} {currency} and "
+                f"{amount_text(refused.available, currency)} {currency} is available. "
+                "Add credit, or ask for fewer tokens with max_tokens."
+            )
+        case HoldRefusal.RATE if not refused.retry_after_ms:
+            return InvalidRequest(
+                f"This call alone is more than the rate limit {_limit_name(refused.scope)}. "
+                "Ask for fewer tokens with max_tokens, or send a shorter prompt.",
+                code="rate_limit_exceeded",
+            )
+        case HoldRefusal.RATE:
+            return RateLimited(
+                f"The rate limit {_limit_name(refused.scope)} is reached. "
+                f"Try again in {refused.retry_after_ms / 1_000:.1f} s.",
+                refused.retry_after_ms,
+            )
+        case HoldRefusal.IN_FLIGHT:
+            return RateLimited(
+                f"Too many calls run at the same time for the limit {_limit_name(refused.scope)}. "
+                "Try again when one has ended.",
+                1_000,
+            )
+        case HoldRefusal.UNKNOWN_ORGANIZATION | HoldRefusal.NO_EPOCH:
+            return Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
+
+
+def _limit_name(scope: str) -> str:
+    """`key:<id>:requests` is told as `requests per minute of the key`."""
+    owner, _, rest = scope.partition(":")
+    kind = rest.rpartition(":")[2] if rest else ""
+    what = {"requests": "requests per minute", "tokens": "tokens per minute"}.get(kind, "calls in flight")
+    return f"({what} of the {owner})"
+
+
+def error_event(error: TollgateError) -> bytes:
+    """The SSE event that ends a broken stream: SDKs take an end without it, and without [DONE], for a success."""
+    body = {"error": {"message": error.message, "type": "api_error", "param": None, "code": _code(error)}}
+    return b"event: error\ndata: " + _encode(body) + b"\n\n"
+
+
+def _code(error: TollgateError) -> str:
+    return "unavailable" if isinstance(error, Unavailable) else "backend_failed"

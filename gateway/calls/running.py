@@ -1,0 +1,115 @@
+"""The calls that run in this process, and the charges that the hot store has not taken yet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+import structlog
+
+from billing.hot.store import HotStore
+from billing.tokens import Tokenizers
+from gateway.calls.upstream import Upstreams
+from gateway.settings import Settings
+from models.call import Charge, Hold, Void
+from models.errors import Unavailable
+
+SWEEP_SECONDS = 0.25
+SETTLE_AT_STOP_SECONDS = 5.0
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 1.0
+
+_log = structlog.get_logger("tollgate.calls")
+
+
+class RunningCall(Protocol):
+    """What a process does to its calls from outside."""
+
+    def check_time(self, now: float) -> None:
+        """End what has taken too long; `now` is the event loop's time."""
+
+    def drain(self) -> None:
+        """End with what there is: the process stops."""
+
+
+@dataclass(slots=True)
+class Running:
+    """Shared by all calls of a process."""
+
+    settings: Settings
+    hot: HotStore
+    upstreams: Upstreams
+    tokenizers: Tokenizers
+    drivers: set[RunningCall] = field(default_factory=set)
+    unsettled: set[asyncio.Task[None]] = field(default_factory=set)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurried: bool = False
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Look for calls past one of their time limits, four times a second."""
+        loop = asyncio.get_running_loop()
+        while not stop.is_set():
+            now = loop.time()
+            for driver in tuple(self.drivers):
+                driver.check_time(now)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for running calls to end, then end them; then wait for all charges to be taken."""
+        await self._until(lambda: self._hurried or not self.drivers, seconds)
+        for driver in tuple(self.drivers):
+            driver.drain()
+        await self._until(lambda: not self.drivers and not self.unsettled, SETTLE_AT_STOP_SECONDS)
+
+    def hurry(self) -> None:
+        """Do not wait for running calls any longer."""
+        self._hurried = True
+        self._changed.set()
+
+    async def _until(self, is_so: Callable[[], bool], seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not is_so():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def ended(self, driver: RunningCall) -> None:
+        """A call has ended."""
+        self.drivers.discard(driver)
+        self._changed.set()
+
+    def detach(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Let work go on that must not end with the request it belongs to."""
+        task = asyncio.create_task(work)
+        self.unsettled.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.unsettled.discard(task)
+        self._changed.set()
+
+    async def settle(self, hold: Hold, charge: Charge) -> None:
+        """Settle, again and again until the hot store has taken it; settling is idempotent by call id."""
+        await _persist(lambda: self.hot.settle(hold, charge), "settle_waits", charge.call_id)
+
+    async def release(self, void: Void) -> None:
+        """Give a hold back, again and again until the hot store has done it."""
+        await _persist(lambda: self.hot.void(void.hold), "release_waits", void.hold.request.origin.call_id)
+
+
+async def _persist(do: Callable[[], Awaitable[bool]], event: str, call_id: UUID) -> None:
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            await do()
+        except Unavailable as error:
+            _log.warning(event, call_id=call_id, reason=error.message, retry_seconds=pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        else:
+            return
