@@ -20,6 +20,7 @@ from billing.tokens import Tokenizers
 from gateway import telemetry
 from gateway.api import billing, errors, openai, operator, probes
 from gateway.api.limits import BodyLimit
+from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
 from gateway.calls.intake import ENDPOINTS, Intake
 from gateway.calls.running import Running
@@ -54,6 +55,7 @@ def make_api(*, docs_enabled: bool) -> FastAPI:
     )
     for room in (openai, billing, operator, probes):
         api.include_router(room.router)
+    describe_calls(api)
     errors.install(api)
     api.add_middleware(BodyLimit)
     return api

@@ -1,0 +1,86 @@
+"""The metered endpoints on the OpenAPI page: they do not pass through FastAPI, so it does not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from gateway.api import parameters
+from models.call import Endpoint
+
+_MESSAGES: Final = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
+_ENDPOINTS: Final[Mapping[Endpoint, tuple[str, Mapping[str, parameters.Check], str, Mapping[str, Any]]]] = {
+    Endpoint.CHAT_COMPLETIONS: ("Answer a conversation", parameters.CHAT, "messages", _MESSAGES),
+    Endpoint.COMPLETIONS: (
+        "Continue a text",
+        parameters.COMPLETIONS,
+        "prompt",
+        {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 64},
+    ),
+    Endpoint.EMBEDDINGS: ("Embed texts", parameters.EMBEDDINGS, "input", {"model": "tiny", "input": ["one", "two"]}),
+}
+_TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "model": {"type": "string"},
+    "messages": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+    "max_tokens": {"type": "integer", "minimum": 1},
+    "max_completion_tokens": {"type": "integer", "minimum": 1},
+    "n": {"type": "integer", "minimum": 1, "maximum": parameters.MAX_CHOICES},
+    "stream": {"type": "boolean"},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+}
+_ERRORS: Final = {
+    400: "A parameter is wrong; `error.param` names it",
+    401: "No valid key",
+    402: "The balance does not cover the highest price the call can have",
+    403: "The key may not do this",
+    404: "The model does not exist, or is not sold to you",
+    413: "The body is too large",
+    429: "A rate limit is reached; `retry-after` says when",
+    502: "The model's backend failed; nothing was charged",
+    503: "The ledger or the backend cannot take the call now; nothing was charged",
+    504: "The model's backend did not answer in time; nothing was charged",
+}
+
+
+def describe_calls(api: FastAPI) -> None:
+    """Put the metered endpoints on the OpenAPI page of `api`."""
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            page = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+            for endpoint in _ENDPOINTS:
+                page["paths"][str(endpoint)] = {"post": _operation(endpoint)}
+            api.openapi_schema = page
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    summary, table, subject, example = _ENDPOINTS[endpoint]
+    schema = {
+        "type": "object",
+        "required": ["model", subject],
+        "additionalProperties": False,
+        "properties": {name: dict(_TYPES.get(name, {})) for name in table},
+    }
+    return {
+        "tags": ["Calls"],
+        "summary": summary,
+        "description": "As in the OpenAI API. The answer's `x-request-id` is the call id of its receipt.",
+        "operationId": endpoint.name.lower(),
+        "security": [{"ApiKey": []}],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
+        "responses": {
+            "200": {
+                "description": "The answer, or with `stream` its events",
+                "headers": {"x-request-id": {"schema": {"type": "string", "format": "uuid"}}},
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            },
+            **{str(status): {"description": text} for status, text in _ERRORS.items()},
+        },
+    }
