@@ -14,7 +14,7 @@ from uuid import UUID
 
 from models.catalog import Rates
 from models.money import Units
-from models.usage import Ending, UsageSource
+from models.usage import Ending, TokenUsage, UsageSource
 
 
 class Endpoint(StrEnum):
@@ -119,6 +119,21 @@ class Hold:
 
     request: HoldRequest
     buckets: tuple[BucketState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a running call has come: what it is charged for, at most its hold, should its gateway die now.
+
+    `accepted` says whether the backend `deployment` took the call on; before that nothing is owed. `source` is where
+    `usage` comes from.
+    """
+
+    origin: CallOrigin
+    usage: TokenUsage
+    source: UsageSource
+    deployment: str = ""
+    accepted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

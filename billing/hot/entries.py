@@ -1,4 +1,4 @@
-"""The JSON of charges on the stream and of open holds: written here, read by the worker and the sweeper."""
+"""The JSON of charges, open holds and checkpoints: written here, read by the worker and the sweeper."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Final
 
 import msgspec
 
-from models.call import Charge, HoldRequest, RateBucket
+from models.call import CallOrigin, Charge, Checkpoint, HoldRequest, RateBucket
 from models.money import LARGEST_BALANCE_UNITS
+from models.usage import TokenUsage, UsageSource
 
 TOKENS_SUFFIX: Final = ":tokens"
 """How the scope of a bucket of tokens ends. Reserved tokens are given back, requests are not: the call was made."""
@@ -21,11 +22,13 @@ _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 class HoldEntry(msgspec.Struct, frozen=True):
     """An open hold as it is in Redis: enough to end the call without the gateway that placed it.
 
-    `placed_at_ms` is in milliseconds since 1970 by the clock of Redis.
+    `placed_at_ms` is in milliseconds since 1970 by the clock of Redis. `instance` is the process that has the hold;
+    empty where it gave no name.
     """
 
     placed_at_ms: int
     request: HoldRequest
+    instance: str = ""
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -49,11 +52,11 @@ def decode_charge(payload: bytes) -> Charge:
     return charge
 
 
-def encode_hold(request: HoldRequest) -> bytes:
+def encode_hold(request: HoldRequest, instance: str = "") -> bytes:
     """The hold as JSON, without the time, which Redis puts in front."""
     tokens = tuple(bucket for bucket in request.buckets if bucket.scope.endswith(TOKENS_SUFFIX))
     return _encoder.encode(
-        _Written(str(request.amount), tokens, tuple(place.scope for place in request.in_flight), request)
+        _Written(instance, str(request.amount), tokens, tuple(place.scope for place in request.in_flight), request)
     )
 
 
@@ -65,10 +68,40 @@ def decode_hold(payload: bytes) -> HoldEntry:
         raise ValueError(f"not a hold: {error}") from error
 
 
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """The checkpoint as JSON, without the call, under whose id it is kept."""
+    usage = checkpoint.usage
+    tokens = (usage.input, usage.output, usage.cached, usage.cache_write, usage.reasoning)
+    return _encoder.encode(_Point(tokens, checkpoint.source, checkpoint.deployment, checkpoint.accepted))
+
+
+def decode_checkpoint(origin: CallOrigin, payload: bytes) -> Checkpoint:
+    """The checkpoint in `payload` of the call `origin`; raises `ValueError` with the reason where it is none."""
+    try:
+        point = _points.decode(payload)
+        usage = TokenUsage(*point.tokens)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"not a checkpoint of call {origin.call_id}: {error}") from error
+    return Checkpoint(origin, usage, point.source, point.deployment, point.accepted)
+
+
+class _Point(msgspec.Struct, frozen=True, array_like=True):
+    """The layout of a checkpoint, short because every open call writes one a second."""
+
+    tokens: tuple[int, int, int, int, int]
+    source: UsageSource
+    deployment: str
+    accepted: bool
+
+
+_points: Final = msgspec.json.Decoder(_Point)
+
+
 @dataclass(frozen=True, slots=True)
 class _Written:
     """The layout in Redis. What `release.lua` needs comes first, the amount as text: Lua would make it a double."""
 
+    instance: str
     amount: str
     tokens: tuple[RateBucket, ...]
     in_flight: tuple[str, ...]

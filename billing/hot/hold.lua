@@ -1,13 +1,14 @@
 -- hold: takes money, rate and a place in flight for one call; all of them or nothing.
 --
--- KEYS  epoch, organization, holds, done, rates, in flight
--- ARGV  epoch, call, amount, hold as JSON, number of buckets,
+-- KEYS  epoch, organization, holds, done, rates, in flight, open, instances
+-- ARGV  epoch, call, amount, hold as JSON, id of the organization, instance that holds or '', number of buckets,
 --       then scope, per_minute, cost of each bucket, then scope, limit of each in-flight limit
 -- Returns 'placed' or a refusal {reason, scope, retry_after_ms, balance, held, credit_limit}, and after either
 --         remaining, reset_ms of each bucket; or 'ended' or 'different' for a call id that was used before.
 
-local epoch_key, organization_key, holds_key, done_key, rates_key, in_flight_key = unpack(KEYS)
-local epoch, call, amount, hold = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local epoch_key, organization_key, holds_key, done_key, rates_key, in_flight_key, open_key, instances_key = unpack(KEYS)
+local epoch, call, amount, hold, organization, instance, bucket_count = unpack(ARGV)
+local FIRST_BUCKET = 8
 local LARGEST = 9.0e15
 
 local buckets = {}
@@ -15,8 +16,8 @@ local money = {'0', '0', '0'}
 
 local function read_buckets(now)
   local scopes = {}
-  for i = 1, tonumber(ARGV[5]) do
-    local at = 3 * i + 3
+  for i = 1, tonumber(bucket_count) do
+    local at = FIRST_BUCKET + 3 * (i - 1)
     buckets[i] = {scope = ARGV[at], per_minute = tonumber(ARGV[at + 1]), cost = tonumber(ARGV[at + 2])}
     scopes[i] = ARGV[at]
   end
@@ -53,7 +54,7 @@ local function full_bucket()
 end
 
 local function full_place()
-  for i = 6 + 3 * #buckets, #ARGV, 2 do
+  for i = FIRST_BUCKET + 3 * #buckets, #ARGV, 2 do
     local running = tonumber(redis.call('HGET', in_flight_key, ARGV[i]) or '0')
     if running >= tonumber(ARGV[i + 1]) then return ARGV[i] end
   end
@@ -69,7 +70,10 @@ end
 local function place(now, body)
   redis.call('HINCRBY', organization_key, 'held', amount)
   redis.call('HSET', holds_key, call, string.format('{"placed_at_ms":%.0f,', now) .. body)
-  for i = 6 + 3 * #buckets, #ARGV, 2 do
+  redis.call('SADD', open_key, organization)
+  -- Whoever takes a hold is alive. So no instance with an open hold is ever missing among those that are watched.
+  if instance ~= '' then redis.call('ZADD', instances_key, string.format('%.0f', now), instance) end
+  for i = FIRST_BUCKET + 3 * #buckets, #ARGV, 2 do
     redis.call('HINCRBY', in_flight_key, ARGV[i], 1)
   end
   if #buckets == 0 then return end

@@ -16,18 +16,22 @@ def shard_of(organization_id: UUID) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ShardKeys:
-    """Key names of one shard: two whole ones, and the prefixes to which the text of an organization or call is added.
+    """Key names of one shard: whole ones, and the prefixes to which the text of an organization or call is added.
 
     All carry the tag `{sN}`, so that a script touches a single slot of a Redis Cluster.
     """
 
     epoch: str
     stream: str
+    open: str
+    instances: str
+    suspects: str
     organization: str
     holds: str
     done: str
     rates: str
     in_flight: str
+    checkpoints: str
 
     @classmethod
     def of(cls, shard: int) -> ShardKeys:
@@ -36,11 +40,15 @@ class ShardKeys:
         return cls(
             epoch=f"{tag}:epoch",
             stream=f"{tag}:stream",
+            open=f"{tag}:open",
+            instances=f"{tag}:instances",
+            suspects=f"{tag}:suspects",
             organization=f"{tag}:o:",
             holds=f"{tag}:h:",
             done=f"{tag}:d:",
             rates=f"{tag}:r:",
             in_flight=f"{tag}:f:",
+            checkpoints=f"{tag}:c:",
         )
 
 

@@ -1,12 +1,14 @@
--- Ends an open hold: its money, its places in flight, and the tokens it reserved and did not use.
+-- Ends an open hold: its money, its checkpoint, its places in flight, and the tokens it reserved and did not use.
 
 -- Returns whether the hold was there. `used` is how many tokens the call took of each bucket of tokens; requests are
 -- never given back, because the call was made.
-local function release(keys, call, used)
+local function release(keys, organization, call, used)
   local stored = redis.call('HGET', keys.holds, call)
   if not stored then return false end
   -- First a deletion: Redis lets a script that has begun to write go on, so calls can end even when memory is full.
   redis.call('HDEL', keys.holds, call)
+  redis.call('HDEL', keys.checkpoints, call)
+  if redis.call('EXISTS', keys.holds) == 0 then redis.call('SREM', keys.open, organization) end
   -- Only what is in front of the request: decoding all of it would cost as much as the rest of this script.
   local hold = cjson.decode(string.match(stored, '^(.-),"request":') .. '}')
   redis.call('HINCRBY', keys.organization, 'held', negative(hold.amount))

@@ -1,22 +1,24 @@
 -- settle: ends a call with a charge: releases its hold, debits the balance, puts the charge on the stream.
 --
--- KEYS  epoch, organization, holds, done, rates, in flight, stream
--- ARGV  call, amount, charge as JSON, tokens used, seconds to remember the call
+-- KEYS  epoch, organization, holds, done, rates, in flight, open, checkpoints, stream
+-- ARGV  call, id of the organization, seconds to remember the call, amount, charge as JSON, tokens used
 -- Returns 1, or 0 where the call had ended before and nothing changed.
 
 local keys = {
   epoch = KEYS[1], organization = KEYS[2], holds = KEYS[3], done = KEYS[4],
-  rates = KEYS[5], in_flight = KEYS[6], stream = KEYS[7],
+  rates = KEYS[5], in_flight = KEYS[6], open = KEYS[7], checkpoints = KEYS[8], stream = KEYS[9],
 }
-local call, amount, charge, used, remember_seconds = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local call, organization, remember_seconds, amount, charge, used = unpack(ARGV)
 
-if redis.call('EXISTS', keys.done) == 1 then return 0 end
+-- A call that was given up for dead and voided has no charge yet; its gateway is alive after all and knows the cost.
+local ended = redis.call('GET', keys.done)
+if ended and ended ~= 'abandoned' then return 0 end
 
 if redis.call('EXISTS', keys.epoch) == 0 then
   -- A blank Redis has no balance to debit, but the charge must reach Postgres, from which balances are rebuilt.
   redis.call('XADD', keys.stream, '*', 'charge', charge)
 else
-  local released = release(keys, call, used)
+  local released = release(keys, organization, call, tonumber(used))
   redis.call('HINCRBY', keys.organization, 'balance', negative(amount))
   redis.call('HINCRBY', keys.organization, 'settled', amount)
   -- Read back as text: what HINCRBY returns to Lua is a double.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
 from billing.hot.connection import TIMEOUT_MS, Argument, HotConnection, Script
-from billing.hot.entries import decode_hold, encode_charge, encode_hold
-from billing.hot.keys import SHARD_KEYS
-from models.call import BucketState, Charge, Hold, HoldRefusal, HoldRequest, RateBucket, RefusedHold
+from billing.hot.entries import decode_checkpoint, decode_hold, encode_charge, encode_checkpoint, encode_hold
+from billing.hot.keys import SHARD_KEYS, SHARDS
+from models.call import BucketState, Charge, Checkpoint, Hold, HoldRefusal, HoldRequest, RateBucket, RefusedHold
 from models.errors import BrokenPromise
 from models.money import LARGEST_BALANCE_UNITS, Units
 
@@ -20,12 +20,21 @@ _SETTLE: Final = Script.of("amounts", "buckets", "release", "settle")
 _VOID: Final = Script.of("amounts", "buckets", "release", "void")
 _PROJECT: Final = Script.of("amounts", "project")
 _INSTALL: Final = Script.of("install")
+_CHECKPOINT: Final = Script.of("buckets", "checkpoint")
+_SILENT: Final = Script.of("buckets", "silent")
+_FORGET: Final = Script.of("forget")
 
 ENDED_CALL_SECONDS: Final = 3_600
 """How long the end of a call is remembered in Redis; after that Postgres knows the call by its id."""
 
 INSTALL_CHUNK: Final = 500
 """Organizations written by one run of `install`, so that no script holds Redis for more than some milliseconds."""
+
+CHECKPOINT_CHUNK: Final = 500
+"""Calls whose checkpoints one run of `checkpoint` writes, for the same reason."""
+
+QUIET_BEAT_MS: Final = 5_000
+"""Time between signs of life in a shard in which an instance has no open call."""
 
 START: Final = "0-0"
 """The position before the first entry of a stream."""
@@ -59,10 +68,30 @@ class NewBalance:
 
 @dataclass(frozen=True, slots=True)
 class OpenHold:
-    """A hold that is not settled yet; `placed_at_ms` is in milliseconds since 1970 by the clock of Redis."""
+    """A hold that is not settled yet; `placed_at_ms` is in milliseconds since 1970 by the clock of Redis.
+
+    `instance` is the process that placed it, empty where that gave no name.
+    """
 
     hold: Hold
     placed_at_ms: int
+    instance: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """The instances of a shard that died, with their last sign of life, and organizations whose holds may be theirs."""
+
+    instances: Mapping[str, str]
+    organization_ids: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """An open hold of an instance that died, with its last checkpoint where it lived long enough to have one."""
+
+    hold: Hold
+    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +108,24 @@ class StreamEntry:
     late: bool
 
 
-async def make_hot_store(url: str, timeout_ms: int = TIMEOUT_MS) -> HotStore:
-    """A store over a new connection to `url`; it is returned even where Redis is down, and its verbs then fail."""
-    return HotStore(url, await HotConnection.connect(url), timeout_ms)
+async def make_hot_store(url: str, timeout_ms: int = TIMEOUT_MS, instance: str = "") -> HotStore:
+    """A store over a new connection to `url`; it is returned even where Redis is down, and its verbs then fail.
+
+    `instance` names this process for ever, such as a new UUID: whoever gives one calls `checkpoint` once a second, and
+    its holds are swept when it stops. Holds without an instance are never swept.
+    """
+    return HotStore(url, await HotConnection.connect(url), timeout_ms, instance)
 
 
 class HotStore:
     """Every verb raises `Unavailable` where Redis cannot answer in time; all of them may be repeated."""
 
-    def __init__(self, url: str, connection: HotConnection, timeout_ms: int = TIMEOUT_MS) -> None:
+    def __init__(self, url: str, connection: HotConnection, timeout_ms: int = TIMEOUT_MS, instance: str = "") -> None:
         self._url = url
         self._connection = connection
         self._timeout_ms = timeout_ms
+        self._instance = instance
+        self._beaten_at_ms: dict[int, int] = {}
         # Blocks in Redis for long, so it is apart from the one that calls wait for, and opened by the worker only.
         self._waiting: HotConnection | None = None
         self._wait_lock = asyncio.Lock()
@@ -113,17 +148,21 @@ class HotStore:
             keys.done + call,
             keys.rates + organization,
             keys.in_flight + organization,
+            keys.open,
+            keys.instances,
             epoch,
             call,
             request.amount,
-            encode_hold(request),
+            encode_hold(request, self._instance),
+            organization,
+            self._instance,
             len(request.buckets),
         ]
         for bucket in request.buckets:
             arguments += (bucket.scope, bucket.per_minute, bucket.cost)
         for place in request.in_flight:
             arguments += (place.scope, place.limit)
-        reply = await self._connection.run(_HOLD, 6, *arguments, timeout_ms=self._timeout_ms)
+        reply = await self._connection.run(_HOLD, 8, *arguments, timeout_ms=self._timeout_ms)
         match reply[0]:
             case b"placed":
                 return Hold(request, _states(request.buckets, reply[1:]))
@@ -133,38 +172,139 @@ class HotStore:
                 return _refusal(request, reply)
 
     async def settle(self, hold: Hold, charge: Charge) -> bool:
-        """End the call of `hold` with `charge`; False where it had ended before and nothing changed."""
+        """End the call of `hold` with `charge`; False where it had ended before and nothing changed.
+
+        A call that was given up for dead and voided can still be settled: it has no charge yet.
+        """
         origin = hold.request.origin
         assert charge.call_id == origin.call_id, "a charge ends the call it was made for"
         assert 0 <= charge.amount <= hold.request.amount, "a charge stays within its hold"
-        call = str(origin.call_id)
+        call, organization = str(origin.call_id), str(origin.organization_id)
         settled = await self._connection.run(
             _SETTLE,
-            7,
-            *_keys_of_call(origin.shard, call, str(origin.organization_id)),
+            9,
+            *_keys_of_call(origin.shard, call, organization),
             SHARD_KEYS[origin.shard].stream,
             call,
+            organization,
+            ENDED_CALL_SECONDS,
             charge.amount,
             encode_charge(charge),
             charge.input_tokens + charge.output_tokens,
-            ENDED_CALL_SECONDS,
             timeout_ms=self._timeout_ms,
         )
         return bool(settled)
 
-    async def void(self, hold: Hold) -> bool:
-        """End the call of `hold` without a charge; False where there was no open hold to release."""
+    async def void(self, hold: Hold, *, abandoned: bool = False) -> bool:
+        """End the call of `hold` without a charge; False where there was no open hold to release.
+
+        `abandoned` says that its gateway seems dead; should it be alive, its settle still counts.
+        """
         origin = hold.request.origin
-        call = str(origin.call_id)
+        call, organization = str(origin.call_id), str(origin.organization_id)
         released = await self._connection.run(
             _VOID,
-            6,
-            *_keys_of_call(origin.shard, call, str(origin.organization_id)),
+            8,
+            *_keys_of_call(origin.shard, call, organization),
             call,
+            organization,
             ENDED_CALL_SECONDS,
+            "abandoned" if abandoned else "void",
             timeout_ms=self._timeout_ms,
         )
         return bool(released)
+
+    # Calls whose gateway dies ----------------------------------------------------------------------------------------
+
+    async def checkpoint(self, points: Sequence[Checkpoint]) -> None:
+        """Keep how far the open calls of this instance have come, and show that it is alive; called once a second.
+
+        One write for all of them. Checkpoints of calls without an open hold are dropped; a call whose numbers have not
+        changed may be left out. Where one shard fails the others are still written, and `Unavailable` is raised.
+        """
+        assert self._instance, "only a store with an instance can be missed"
+        now_ms = int(asyncio.get_running_loop().time() * 1_000)
+        by_shard: dict[int, list[Checkpoint]] = {}
+        for shard in range(SHARDS):
+            if now_ms - self._beaten_at_ms.get(shard, -QUIET_BEAT_MS) >= QUIET_BEAT_MS:
+                by_shard[shard] = []
+        for point in points:
+            by_shard.setdefault(point.origin.shard, []).append(point)
+        writes = []
+        for shard, mine in by_shard.items():
+            for at in range(0, max(1, len(mine)), CHECKPOINT_CHUNK):
+                writes.append((shard, self._checkpoint_chunk(shard, mine[at : at + CHECKPOINT_CHUNK])))
+        results = await asyncio.gather(*(write for _, write in writes), return_exceptions=True)
+        for (shard, _), result in zip(writes, results, strict=True):
+            if not isinstance(result, BaseException):
+                self._beaten_at_ms[shard] = now_ms
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def beat(self) -> None:
+        """Show that this instance is alive, where it has no calls to keep."""
+        await self.checkpoint(())
+
+    async def silence(self, shard: int, *, suspect_ms: int, dead_ms: int) -> Silence | None:
+        """The instances of the shard that died, by the clock of Redis; None, in one cheap command, where all are alive.
+
+        Dead is who was silent for `suspect_ms`, and stayed so for `dead_ms` after somebody first asked here.
+        """
+        keys = SHARD_KEYS[shard]
+        reply = await self._run(_SILENT, 3, keys.instances, keys.suspects, keys.open, suspect_ms, dead_ms)
+        if not reply:
+            return None
+        dead, organizations = reply
+        signs = {name.decode(): sign.decode() for name, sign in zip(dead[::2], dead[1::2], strict=True)}
+        return Silence(signs, tuple(UUID(name.decode()) for name in organizations))
+
+    async def abandoned(
+        self, shard: int, organization_id: UUID, instances: Collection[str]
+    ) -> tuple[list[Abandoned], list[ValueError]]:
+        """The open holds of an organization that these instances left, and what is wrong with those not readable."""
+        keys = SHARD_KEYS[shard]
+        # The holds first: a call that ends in between is then found without its checkpoint at worst, and has ended.
+        holds = await self._execute("HVALS", f"{keys.holds}{organization_id}")
+        row = await self._execute("HGETALL", f"{keys.checkpoints}{organization_id}")
+        checkpoints = dict(zip(row[::2], row[1::2], strict=True))
+        found: list[Abandoned] = []
+        unreadable: list[ValueError] = []
+        for payload in holds:
+            try:
+                entry = decode_hold(payload)
+                if entry.instance in instances:
+                    origin = entry.request.origin
+                    point = checkpoints.get(str(origin.call_id).encode())
+                    kept = None if point is None else decode_checkpoint(origin, point)
+                    found.append(Abandoned(Hold(entry.request), kept))
+            except ValueError as error:
+                unreadable.append(error)
+        return found, unreadable
+
+    async def forget(self, shard: int, instance: str, last_sign: str) -> bool:
+        """Watch an instance no longer that died and holds nothing; False where it has shown a sign of life since."""
+        keys = SHARD_KEYS[shard]
+        return bool(await self._run(_FORGET, 2, keys.instances, keys.suspects, instance, last_sign))
+
+    async def signs_of_life(self, shard: int) -> dict[str, int]:
+        """When each instance last showed that it is alive, in milliseconds since 1970 by the clock of Redis."""
+        row = await self._execute("ZRANGE", SHARD_KEYS[shard].instances, 0, -1, "WITHSCORES")
+        return {name.decode(): int(sign) for name, sign in zip(row[::2], row[1::2], strict=True)}
+
+    async def _checkpoint_chunk(self, shard: int, points: Sequence[Checkpoint]) -> None:
+        keys = SHARD_KEYS[shard]
+        by_organization: dict[UUID, list[Checkpoint]] = {}
+        for point in points:
+            by_organization.setdefault(point.origin.organization_id, []).append(point)
+        names: list[Argument] = [keys.instances]
+        values: list[Argument] = [self._instance]
+        for organization_id, mine in by_organization.items():
+            names += (f"{keys.holds}{organization_id}", f"{keys.checkpoints}{organization_id}")
+            values.append(len(mine))
+            for point in mine:
+                values += (str(point.origin.call_id), encode_checkpoint(point))
+        await self._run(_CHECKPOINT, len(names), *names, *values)
 
     # Balances, as Postgres knows them --------------------------------------------------------------------------------
 
@@ -211,7 +351,7 @@ class HotStore:
         keys = SHARD_KEYS[shard]
         chunks = [balances[at : at + INSTALL_CHUNK] for at in range(0, len(balances), INSTALL_CHUNK)] or [()]
         for number, chunk in enumerate(chunks, start=1):
-            names: list[Argument] = [keys.epoch, keys.stream]
+            names: list[Argument] = [keys.epoch, keys.stream, keys.open]
             values: list[Argument] = [expected_last_stream_id, epoch if number == len(chunks) else ""]
             for balance in chunk:
                 assert abs(balance.posted) <= LARGEST_BALANCE_UNITS, f"a balance of {balance.posted} units"
@@ -232,7 +372,7 @@ class HotStore:
         """All holds of the organization that have not ended, oldest first."""
         row = await self._execute("HVALS", f"{SHARD_KEYS[shard].holds}{organization_id}")
         entries = sorted((decode_hold(value) for value in row), key=lambda entry: entry.placed_at_ms)
-        return tuple(OpenHold(Hold(entry.request), entry.placed_at_ms) for entry in entries)
+        return tuple(OpenHold(Hold(entry.request), entry.placed_at_ms, entry.instance) for entry in entries)
 
     async def epoch(self, shard: int) -> int | None:
         """The epoch of the shard's balances; None for a blank Redis, in which nothing is served."""
@@ -269,6 +409,10 @@ class HotStore:
                 raise
         return found is not None
 
+    async def length(self, shard: int) -> int:
+        """How many entries of the shard's stream are not booked yet, or not yet trimmed."""
+        return int(await self._execute("XLEN", SHARD_KEYS[shard].stream))
+
     async def trim(self, shard: int, position: str) -> None:
         """Remove the entries up to and with `position`, which are booked."""
         milliseconds, sequence = position.split("-")
@@ -298,12 +442,12 @@ class HotStore:
         return await self._connection.run(script, key_count, *arguments, timeout_ms=self._timeout_ms)
 
 
-def _per_organization(shard: int) -> tuple[str, str, str, str]:
+def _per_organization(shard: int) -> tuple[str, str, str, str, str]:
     keys = SHARD_KEYS[shard]
-    return keys.organization, keys.holds, keys.rates, keys.in_flight
+    return keys.organization, keys.holds, keys.rates, keys.in_flight, keys.checkpoints
 
 
-def _keys_of_call(shard: int, call: str, organization: str) -> tuple[str, str, str, str, str, str]:
+def _keys_of_call(shard: int, call: str, organization: str) -> tuple[str, str, str, str, str, str, str, str]:
     keys = SHARD_KEYS[shard]
     return (
         keys.epoch,
@@ -312,6 +456,8 @@ def _keys_of_call(shard: int, call: str, organization: str) -> tuple[str, str, s
         keys.done + call,
         keys.rates + organization,
         keys.in_flight + organization,
+        keys.open,
+        keys.checkpoints + organization,
     )
 
 

@@ -122,9 +122,10 @@ def test_what_a_script_needs_to_end_a_call_comes_before_the_request() -> None:
     origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, "tiny", False, NOW)
     buckets = (RateBucket("a:tokens", 10, 5), RateBucket('"request":', 10, 1))
     places = (InFlightLimit('a,"request":', 3),)
-    written = encode_hold(HoldRequest(origin, Units(5), RATES, 1, 1, buckets, places))
+    written = encode_hold(HoldRequest(origin, Units(5), RATES, 1, 1, buckets, places), 'one,"request":')
     front = json.loads(written.partition(b',"request":')[0] + b"}")
     tokens = [{"scope": "a:tokens", "per_minute": 10, "cost": 5}]
+    assert front.pop("instance") == 'one,"request":'
     assert front == {"amount": "5", "tokens": tokens, "in_flight": ['a,"request":']}
 
 

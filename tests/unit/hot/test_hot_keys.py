@@ -17,11 +17,15 @@ def test_names_are_those_of_the_architecture() -> None:
     assert SHARD_KEYS[7] == ShardKeys(
         epoch="{s7}:epoch",
         stream="{s7}:stream",
+        open="{s7}:open",
+        instances="{s7}:instances",
+        suspects="{s7}:suspects",
         organization="{s7}:o:",
         holds="{s7}:h:",
         done="{s7}:d:",
         rates="{s7}:r:",
         in_flight="{s7}:f:",
+        checkpoints="{s7}:c:",
     )
 
 
