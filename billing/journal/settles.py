@@ -1,0 +1,118 @@
+"""What a record of the journal says of a call: its hold and its charge, enough to settle it after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from billing.hot.entries import decode_charge, decode_hold, encode_charge, encode_hold
+from billing.hot.store import HotStore
+from billing.journal.frames import Record
+from models.call import Charge, Hold
+
+SETTLE: Final = 1
+"""The kind of these records."""
+
+_CHUNK: Final = 500
+"""Calls asked for, and settled, at a time."""
+_LENGTH: Final = struct.Struct("<I")
+_UNTIMED: Final = b'{"placed_at_ms":0,'
+"""Redis puts its time in front of a hold that it keeps; a settle does not need it."""
+
+_log = structlog.get_logger("tollgate.journal")
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of the calls of a replay.
+
+    `settled` are those the hot store took now; `booked` were in Postgres already. `superseded` had ended before in the
+    hot store and are not booked yet: mostly by this very charge, but it may have been a sweeper's, made from an older
+    checkpoint. So when such a call is booked, compare the charge here with the booked one; where this one is higher,
+    the difference is for a correction (`Charge.corrects`). `unreadable` are intact records that say nothing we
+    understand; they are never confirmed, so their segment stays.
+    """
+
+    settled: tuple[UUID, ...]
+    superseded: tuple[Charge, ...]
+    booked: frozenset[UUID]
+    unreadable: tuple[UUID, ...]
+
+
+def settle_record(hold: Hold, charge: Charge) -> Record:
+    """The record to have on disk before the last byte of the call leaves."""
+    request = encode_hold(hold.request)
+    return Record(SETTLE, charge.call_id, b"".join((_LENGTH.pack(len(request)), request, encode_charge(charge))))
+
+
+def read_settle(record: Record) -> tuple[Hold, Charge]:
+    """The hold and the charge of a record; raises `ValueError` with the reason where it is not such a record."""
+    if record.kind != SETTLE:
+        raise ValueError(f"a record of the unknown kind {record.kind}")
+    if len(record.payload) < _LENGTH.size:
+        raise ValueError("a settle without a hold")
+    middle = _LENGTH.size + _LENGTH.unpack_from(record.payload)[0]
+    request = decode_hold(_UNTIMED + record.payload[_LENGTH.size + 1 : middle]).request
+    charge = decode_charge(record.payload[middle:])
+    if not charge.call_id == request.origin.call_id == record.call_id:
+        raise ValueError("hold, charge and record are not of one call")
+    if not 0 <= charge.amount <= request.amount:
+        raise ValueError("a charge outside its hold")
+    return Hold(request), charge
+
+
+async def replay_into(
+    hot: HotStore, records: Iterable[Record], is_booked: Callable[[Collection[UUID]], Awaitable[frozenset[UUID]]]
+) -> Replayed:
+    """Settle what was journaled and is not booked; `is_booked` gives those of some calls that Postgres has.
+
+    Postgres is asked first, because the hot store remembers ended calls for an hour only. A charge that is on the
+    stream for longer than that, while no worker books, is put there twice; the worker leaves the second out and gives
+    the money back. Raises `Unavailable` where Redis cannot answer: do it all again then, nothing is settled twice.
+    """
+    settled: list[UUID] = []
+    superseded: list[Charge] = []
+    unreadable: list[UUID] = []
+    booked: set[UUID] = set()
+    remaining = _once(records)
+    while chunk := {record.call_id: record for record in islice(remaining, _CHUNK)}:
+        there = await is_booked(chunk.keys())
+        booked |= there
+        settles = _read_all([record for call_id, record in chunk.items() if call_id not in there], unreadable)
+        answers = await asyncio.gather(*(hot.settle(hold, charge) for hold, charge in settles), return_exceptions=True)
+        for (_, charge), answer in zip(settles, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer:
+                settled.append(charge.call_id)
+            else:
+                superseded.append(charge)
+    return Replayed(tuple(settled), tuple(superseded), frozenset(booked), tuple(unreadable))
+
+
+def _once(records: Iterable[Record]) -> Iterator[Record]:
+    """The first record of each call: after a failed write the same record is in two segments."""
+    seen: set[UUID] = set()
+    for record in records:
+        if record.call_id not in seen:
+            seen.add(record.call_id)
+            yield record
+
+
+def _read_all(records: Sequence[Record], unreadable: list[UUID]) -> list[tuple[Hold, Charge]]:
+    """The settles in `records`; what is none is reported and noted, and never stops the others."""
+    settles = []
+    for record in records:
+        try:
+            settles.append(read_settle(record))
+        except ValueError as error:
+            _log.error("journal_record_unreadable", call_id=record.call_id, reason=str(error))
+            unreadable.append(record.call_id)
+    return settles

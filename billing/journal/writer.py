@@ -1,0 +1,215 @@
+"""The thread that writes: all that waits when it becomes free goes to disk in one write, acknowledged together."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final
+from uuid import UUID
+
+from billing.journal.frames import FRAME_BYTES, Record, frame
+from billing.journal.segments import SegmentFile
+from models.errors import Unavailable
+
+RETRY_MS: Final = 250
+"""How long after a failure a new segment is tried for, and again."""
+STUCK_MS: Final = 2_000
+"""A write that takes longer is a disk that hangs: new calls are refused in as much time."""
+
+_TRIES: Final = 2
+"""Segments that one batch may spoil: where the second fails too, it is the disk, and the caller must know."""
+_NS_PER_MS: Final = 1_000_000
+
+
+class JournalUnavailable(Unavailable):
+    """The record is not known to be on disk: settle straight to the hot store. It may still be found by a replay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A segment that is not written any more, and the calls acknowledged in it."""
+
+    path: Path
+    call_ids: frozenset[UUID]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch: the first `durable` futures are on disk, `reason` says why the others are not."""
+
+    futures: Sequence[asyncio.Future[None]] = ()
+    durable: int = 0
+    reason: str = ""
+    sealed: list[Sealed] = field(default_factory=list)
+
+
+Ticket = tuple[Record, "asyncio.Future[None]"]
+"""A record, and the future that its owner waits for; this thread hands the future back and never touches it."""
+
+
+class Writer:
+    """Owns the segment that is written and the spare behind it. `report` is called from the thread, once a batch.
+
+    `trouble` is None while all is well: the last write succeeded and a spare is ready. The spare is the reserve for the
+    calls that run when the disk fills up: whoever sees trouble stops taking new ones.
+    """
+
+    def __init__(
+        self, home: Path, instance_id: UUID, number: int, segment_bytes: int, report: Callable[[Outcome], None]
+    ) -> None:
+        self.trouble: str | None = None
+        self.failures = 0
+        self._home = home
+        self._instance_id = instance_id
+        self._number = number
+        self._segment_bytes = segment_bytes
+        self._report = report
+        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._current: SegmentFile | None = None
+        self._spare: SegmentFile | None = None
+        self._call_ids: list[UUID] = []
+        self._tried_ns = 0
+        self._busy_since_ns = 0
+        self._sealed: list[Sealed] = []
+        self._prepare()
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the disk has not answered for longer than a caller should wait."""
+        since = self._busy_since_ns
+        return bool(since) and time.monotonic_ns() - since > STUCK_MS * _NS_PER_MS
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def put(self, ticket: Ticket) -> None:
+        """Let a record be written; costs the caller less than a microsecond."""
+        self._queue.put(ticket)
+
+    def stop(self) -> None:
+        """Write what waits, end the thread and return when it has ended; blocks."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        is_last = False
+        while not is_last:
+            batch, is_last = self._take()
+            self._busy_since_ns = time.monotonic_ns()
+            if batch:
+                self._report(self._commit(batch))
+            # After the report: the calls of this batch need not wait for it.
+            if self._spare is None and not is_last:
+                self._prepare()
+            self._busy_since_ns = 0
+        self._end()
+
+    def _take(self) -> tuple[list[Ticket], bool]:
+        """All that waits, or nothing where it is time to try for a spare; and whether there will be no more."""
+        try:
+            first = self._queue.get(timeout=None if self._spare else RETRY_MS / 1_000)
+        except Empty:
+            return [], False
+        batch = [first]
+        batch += (self._queue.get_nowait() for _ in range(self._queue.qsize()))
+        # The end is asked for once, after everything else.
+        is_last = batch[-1] is None
+        return [ticket for ticket in batch if ticket is not None], is_last
+
+    def _commit(self, batch: list[Ticket]) -> Outcome:
+        outcome = Outcome([future for _, future in batch])
+        tries = _TRIES
+        try:
+            while outcome.durable < len(batch):
+                segment = self._segment(FRAME_BYTES + len(batch[outcome.durable][0].payload))
+                frames, call_ids = _fill(segment, batch[outcome.durable :])
+                try:
+                    segment.write(frames)
+                except OSError as error:
+                    self._spoiled(error)
+                    tries -= 1
+                    if not tries:
+                        raise
+                else:
+                    outcome.durable += len(call_ids)
+                    self._call_ids += call_ids
+                    if self._spare is not None:
+                        self.trouble = None
+        except Exception as error:
+            # Whatever it was: nobody may wait for ever, and the thread must serve the next batch.
+            outcome.reason = f"{type(error).__name__}: {error}"
+        outcome.sealed, self._sealed = self._sealed, []
+        return outcome
+
+    def _segment(self, size_bytes: int) -> SegmentFile:
+        """A segment with room for a frame; raises `OSError` where the reserve is used up and no space has come back."""
+        if self._current is not None and self._current.room_bytes >= size_bytes:
+            return self._current
+        self._seal()
+        if self._spare is None:
+            self._prepare()
+        if self._spare is None:
+            raise OSError(self.trouble)
+        self._current, self._spare = self._spare, None
+        return self._current
+
+    def _prepare(self) -> None:
+        """Have a spare, unless one was tried for a moment ago."""
+        now = time.monotonic_ns()
+        if self.trouble is not None and now - self._tried_ns < RETRY_MS * _NS_PER_MS:
+            return
+        self._tried_ns = now
+        # Each try has its own number: where a failed one left its file behind, that name is taken.
+        self._number += 1
+        try:
+            self._spare = SegmentFile.create(self._home, self._instance_id, self._number, self._segment_bytes)
+        except OSError as error:
+            self._failed(f"no spare segment: {error}")
+        else:
+            self.trouble = None
+
+    def _spoiled(self, error: OSError) -> None:
+        """Never touch the current segment again. What it has acknowledged is safe, the rest goes to another."""
+        self._failed(f"a segment could not be written: {error}")
+        self._seal()
+
+    def _failed(self, trouble: str) -> None:
+        self.trouble = trouble
+        self.failures += 1
+
+    def _seal(self) -> None:
+        if self._current is not None:
+            self._current.close()
+            self._sealed.append(Sealed(self._current.path, frozenset(self._call_ids)))
+            self._current, self._call_ids = None, []
+
+    def _end(self) -> None:
+        self._seal()
+        if self._spare is not None:
+            self._spare.close()
+            self._sealed.append(Sealed(self._spare.path, frozenset()))
+            self._spare = None
+        self._report(Outcome(sealed=self._sealed))
+
+
+def _fill(segment: SegmentFile, tickets: Sequence[Ticket]) -> tuple[bytes, list[UUID]]:
+    """The frames of as many records as there is room for, which is one at least, and their calls."""
+    parts: list[bytes] = []
+    call_ids: list[UUID] = []
+    room = segment.room_bytes
+    for record, _ in tickets:
+        room -= FRAME_BYTES + len(record.payload)
+        if room < 0:
+            break
+        parts += frame(record, segment.salt)
+        call_ids.append(record.call_id)
+    return b"".join(parts), call_ids
