@@ -15,6 +15,9 @@ TEMPLATE_ALLOWANCE_TOKENS = 512
 became 21, one small tool raised a prompt from 21 to 195; the bytes of the JSON around the text cover the rest."""
 
 
+_NO_LIMITS = Limits()
+
+
 def permit(principal: Principal, model: str) -> None:
     """Raise `NotPermitted` unless the key may call this model."""
     if principal.models is not None and model not in principal.models:
@@ -40,24 +43,35 @@ def hold_request(
 ) -> HoldRequest:
     """The hold that covers the highest possible price of a call, with the limits of key, project, organization."""
     input_bound, output_bound = bounds(request, model)
-    scopes = (
-        (f"key:{principal.api_key_id}", principal.key_limits),
-        (f"project:{principal.project_id}", principal.project_limits),
-        ("organization", principal.organization_limits),
-    )
+    buckets, in_flight = _limits(principal, input_bound + output_bound)
     return HoldRequest(
         origin=origin,
         amount=ceiling(input_bound, output_bound, rates),
         rates=rates,
         input_bound=input_bound,
         output_bound=output_bound,
-        buckets=tuple(
-            bucket for scope, limits in scopes for bucket in _buckets(scope, limits, input_bound + output_bound)
-        ),
-        in_flight=tuple(
-            InFlightLimit(scope, limits.max_in_flight) for scope, limits in scopes if limits.max_in_flight is not None
-        ),
+        buckets=buckets,
+        in_flight=in_flight,
     )
+
+
+def _limits(principal: Principal, tokens: int) -> tuple[tuple[RateBucket, ...], tuple[InFlightLimit, ...]]:
+    buckets, in_flight = [], []
+    for kind, owner, limits in (
+        ("key", principal.api_key_id, principal.key_limits),
+        ("project", principal.project_id, principal.project_limits),
+        ("organization", None, principal.organization_limits),
+    ):
+        if limits == _NO_LIMITS:
+            continue
+        scope = kind if owner is None else f"{kind}:{owner}"
+        if limits.requests_per_minute is not None:
+            buckets.append(RateBucket(f"{scope}:requests", limits.requests_per_minute, 1))
+        if limits.tokens_per_minute is not None:
+            buckets.append(RateBucket(f"{scope}:tokens", limits.tokens_per_minute, tokens))
+        if limits.max_in_flight is not None:
+            in_flight.append(InFlightLimit(scope, limits.max_in_flight))
+    return tuple(buckets), tuple(in_flight)
 
 
 def tightened(hold: HoldRequest, prompt_tokens: int, prompts: int) -> HoldRequest | None:
@@ -78,12 +92,3 @@ def tightened(hold: HoldRequest, prompt_tokens: int, prompts: int) -> HoldReques
             for bucket in hold.buckets
         ),
     )
-
-
-def _buckets(scope: str, limits: Limits, tokens: int) -> list[RateBucket]:
-    buckets = []
-    if limits.requests_per_minute is not None:
-        buckets.append(RateBucket(f"{scope}:requests", limits.requests_per_minute, 1))
-    if limits.tokens_per_minute is not None:
-        buckets.append(RateBucket(f"{scope}:tokens", limits.tokens_per_minute, tokens))
-    return buckets

@@ -16,7 +16,7 @@ HEADER_SECONDS = 10.0
 """Time in which a request's head must arrive."""
 BODY_SECONDS = 30.0
 """Time in which its body must arrive."""
-HEAD_LIMIT_BYTES = 64 * 1024
+HEAD_LIMIT_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 75
 MAX_CONNECTIONS = 8_192
 

@@ -22,6 +22,7 @@ MAX_TOKENS: Final = 10_000_000
 MAX_MESSAGES: Final = 10_000
 MAX_TOOLS: Final = 128
 MAX_STOPS: Final = 16
+ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 MAX_SCHEMA_NODES: Final = 2_000
 MAX_PATTERN_LENGTH: Final = 512
 """Grammars and patterns are compiled by the backend; vLLM CVE-2025-48944 and CVE-2025-58446 crashed on large ones."""
@@ -208,21 +209,22 @@ def messages(param: str, value: Any) -> Any:
     if not isinstance(value, list) or not value or len(value) > MAX_MESSAGES:
         raise wrong(param, f"must be a list of 1 to {MAX_MESSAGES} messages")
     for index, message in enumerate(value):
-        name = f"{param}[{index}]"
         if not isinstance(message, dict):
-            raise wrong(name, "must be an object")
-        one_of("system", "developer", "user", "assistant", "tool", "function")(f"{name}.role", message.get("role"))
-        content = message.get("content")
+            raise wrong(f"{param}[{index}]", "must be an object")
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise wrong(f"{param}[{index}].role", f"must be one of {', '.join(ROLES)}")
         if isinstance(content, list):
             for place, part in enumerate(content):
-                _part(f"{name}.content[{place}]", part)
-        elif content is not None and not isinstance(content, str):
-            raise wrong(f"{name}.content", "must be a string or a list of parts")
-        elif content is None and message["role"] not in ("assistant", "function"):
-            raise wrong(f"{name}.content", "is required")
+                _part(f"{param}[{index}].content[{place}]", part)
+        elif content is None:
+            if role not in ("assistant", "function"):
+                raise wrong(f"{param}[{index}].content", "is required")
+        elif not isinstance(content, str):
+            raise wrong(f"{param}[{index}].content", "must be a string or a list of parts")
         calls = message.get("tool_calls")
         if calls is not None and (not isinstance(calls, list) or len(calls) > MAX_TOOLS):
-            raise wrong(f"{name}.tool_calls", f"must be a list of at most {MAX_TOOLS} calls")
+            raise wrong(f"{param}[{index}].tool_calls", f"must be a list of at most {MAX_TOOLS} calls")
     return value
 
 

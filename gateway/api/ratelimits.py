@@ -8,6 +8,8 @@ from models.call import BucketState
 def rate_limit_headers(buckets: tuple[BucketState, ...]) -> list[tuple[bytes, bytes]]:
     """The `x-ratelimit-*` headers of the OpenAI API, each from the tightest bucket; resets as Go durations."""
     headers: list[tuple[bytes, bytes]] = []
+    if not buckets:
+        return headers
     for kind in ("requests", "tokens"):
         of_kind = [bucket for bucket in buckets if bucket.scope.endswith(kind)]
         if not of_kind:

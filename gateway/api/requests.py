@@ -68,10 +68,9 @@ def _input_bound(endpoint: Endpoint, body: Mapping[str, Any], size: int) -> int 
     A token id of an array takes at least one digit and a comma, so the body's size bounds those as well. What a
     picture or a sound costs is not to be seen from its bytes.
     """
-    if endpoint is Endpoint.CHAT_COMPLETIONS and any(
-        isinstance(message.get("content"), list)
-        and any(part["type"] not in ("text", "refusal") for part in message["content"])
-        for message in body["messages"]
-    ):
-        return None
+    if endpoint is Endpoint.CHAT_COMPLETIONS:
+        for message in body["messages"]:
+            content = message.get("content")
+            if isinstance(content, list) and any(part["type"] not in ("text", "refusal") for part in content):
+                return None
     return size

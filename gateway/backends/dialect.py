@@ -53,7 +53,9 @@ class Dialect:
 
     def body(self, request: CallRequest, model: Model, deployment: Deployment) -> bytes:
         """The body that goes upstream: always streamed where the endpoint streams, usage always asked for."""
-        body = {self.rename.get(name, name): value for name, value in request.body.items()}
+        body = dict(request.body)
+        for name in self.rename.keys() & body.keys():
+            body[self.rename[name]] = body.pop(name)
         body["model"] = deployment.backend_model
         if request.endpoint is not Endpoint.EMBEDDINGS:
             body["stream"] = True

@@ -227,15 +227,14 @@ class Call:
                 return
             else:
                 chunk = read(data)
-                error = _error_in(chunk, data)
-                if error is not None:
-                    self._pass(passed)
-                    self._fail_in_stream(stream_failure(error, self.deployment))
-                    return
                 if chunk is None:
                     self.meter.flags.add("event_malformed")
                     passed.append(event.raw)
                     continue
+                if (chunk.error or chunk.object == "error") and (error := _error_in(chunk, data)) is not None:
+                    self._pass(passed)
+                    self._fail_in_stream(stream_failure(error, self.deployment))
+                    return
                 self.meter.see(chunk)
                 if self._aggregate is not None:
                     self._aggregate.add(read_any(data))
@@ -430,10 +429,8 @@ class Call:
             self._do(SendError(error, answer or self.hold))
 
 
-def _error_in(chunk: Chunk | None, data: bytes) -> object | None:
+def _error_in(chunk: Chunk, data: bytes) -> object | None:
     """The error object in an event: nested, as most engines send it, or flat, as SGLang does."""
-    if chunk is None:
-        return None
     if chunk.error and bytes(chunk.error) != b"null":
         return read_any(chunk.error) or {}
     if chunk.object == "error":
