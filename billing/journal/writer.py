@@ -73,7 +73,7 @@ class Writer:
         self._current: SegmentFile | None = None
         self._spare: SegmentFile | None = None
         self._call_ids: list[UUID] = []
-        self._tried_ns = 0
+        self._rest_until_ns = 0
         self._busy_since_ns = 0
         self._sealed: list[Sealed] = []
         self._prepare()
@@ -138,6 +138,7 @@ class Writer:
                     self._spoiled(error)
                     tries -= 1
                     if not tries:
+                        self._rest()
                         raise
                 else:
                     outcome.durable += len(call_ids)
@@ -163,17 +164,16 @@ class Writer:
         return self._current
 
     def _prepare(self) -> None:
-        """Have a spare, unless one was tried for a moment ago."""
-        now = time.monotonic_ns()
-        if self.trouble is not None and now - self._tried_ns < RETRY_MS * _NS_PER_MS:
+        """Have a spare, unless the disk failed a moment ago."""
+        if time.monotonic_ns() < self._rest_until_ns:
             return
-        self._tried_ns = now
         # Each try has its own number: where a failed one left its file behind, that name is taken.
         self._number += 1
         try:
             self._spare = SegmentFile.create(self._home, self._instance_id, self._number, self._segment_bytes)
         except OSError as error:
             self._failed(f"no spare segment: {error}")
+            self._rest()
         else:
             self.trouble = None
 
@@ -185,6 +185,10 @@ class Writer:
     def _failed(self, trouble: str) -> None:
         self.trouble = trouble
         self.failures += 1
+
+    def _rest(self) -> None:
+        """Fail fast for a while, instead of trying the disk for every batch."""
+        self._rest_until_ns = time.monotonic_ns() + RETRY_MS * _NS_PER_MS
 
     def _seal(self) -> None:
         if self._current is not None:

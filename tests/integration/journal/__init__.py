@@ -1,0 +1,1 @@
+"""The journal on real disks, in real processes, and before a real Redis."""
