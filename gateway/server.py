@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from models.ids import uuid7
 
 HEADER_SECONDS = 10.0
 """Time in which a request's head must arrive."""
@@ -154,8 +157,9 @@ class PublicProtocol(HttpToolsProtocol):
         body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}' % message
         if not self.transport.is_closing():
             self.transport.write(
-                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (line, len(body), body)
+                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+                b"x-request-id: %b\r\nconnection: close\r\n\r\n%b"
+                % (line, len(body), str(uuid7(datetime.now(UTC))).encode(), body)
             )
             self.transport.close()
 

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65_535, description="Public port")
     internal_host: str = Field("127.0.0.1", description="Address of the internal port")
     internal_port: int = Field(9090, ge=0, le=65_535, description="Port of /metrics and the probes")
+    worker_internal_port: int = Field(9091, ge=0, le=65_535, description="Port of a worker's /metrics")
     docs_enabled: bool = Field(False, description="Serve /docs and /openapi.json on the public port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     clock: datetime | None = Field(None, description="Start of the billing clock, for rehearsing months under `up`")

@@ -456,6 +456,8 @@ class WorkerMetrics(Collector):
     def __init__(self) -> None:
         self._booked = 0
         self._dead = 0
+        self._recovered = 0
+        self._voided = 0
         self._lag: dict[int, int] = {}
 
     def booked(self, entries: int) -> None:
@@ -466,6 +468,11 @@ class WorkerMetrics(Collector):
         """So many entries could not be booked and wait for a person."""
         self._dead += entries
 
+    def swept(self, recovered: int, voided: int) -> None:
+        """So many calls of dead gateways were charged their checkpoint, and so many cost nothing."""
+        self._recovered += recovered
+        self._voided += voided
+
     def lag(self, shard: int, entries: int) -> None:
         """So many entries of a shard's stream are not booked yet."""
         self._lag[shard] = entries
@@ -474,6 +481,12 @@ class WorkerMetrics(Collector):
         """All series, for a scrape."""
         yield CounterMetricFamily("tollgate_booked_entries", "Stream entries booked.", value=self._booked)
         yield CounterMetricFamily("tollgate_dead_entries", "Stream entries that cannot be booked.", value=self._dead)
+        yield _counter(
+            "tollgate_swept_calls",
+            "Calls of dead gateways that were ended.",
+            ("ending",),
+            {str(Ending.RECOVERED): self._recovered, "void": self._voided},
+        )
         lag = GaugeMetricFamily("tollgate_stream_lag_entries", "Stream entries not booked yet.", labels=("shard",))
         for shard, entries in sorted(self._lag.items()):
             lag.add_metric((str(shard),), entries)

@@ -1,4 +1,4 @@
-"""The worker: moves settled charges from Redis to Postgres, keeps epochs and projections right, and tidies.
+"""The worker: moves settled charges from Redis to Postgres, ends the calls of dead gateways, keeps balances right.
 
 Any number of workers may run: the lock on a shard's row decides who books it.
 """
@@ -6,15 +6,24 @@ Any number of workers may run: the lock on a shard's row decides who books it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
 import structlog
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore, make_hot_store
 from billing.projection import project_all
 from billing.rebuild import ensure_epoch
@@ -22,7 +31,10 @@ from billing.settlement import Booked, book_shard, expire_grants
 from billing.store.engine import make_engine
 from billing.store.ledger import ensure_partitions
 from billing.store.shards import epochs, positions
+from billing.sweeper import Swept, sweep_shard
 from gateway.clock import Clock
+from gateway.server import InternalServer, config_of
+from gateway.telemetry import REGISTRY, WORKER
 from models.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -41,6 +53,7 @@ _WAIT_MS: Final = 500
 _LINGER_SECONDS: Final = 0.25
 _BUSY_SECONDS: Final = 0.05
 _TIDY_SECONDS: Final = 5.0
+_SWEEP_SECONDS: Final = 5.0
 _PARTITION_EVERY: Final = timedelta(hours=12)
 _LONGEST_REST_SECONDS: Final = 10.0
 _LAST_ROUNDS_SECONDS: Final = 5.0
@@ -54,13 +67,41 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     hot = await make_hot_store(settings.redis_url.get_secret_value())
     try:
         worker = Worker(engine, hot, Clock(settings.clock), stop)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(worker.keep(worker.book))
-            tasks.create_task(worker.keep(worker.tidy))
-        await worker.finish()
+        async with showing_metrics(settings.internal_host, settings.worker_internal_port):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(worker.keep(worker.book))
+                tasks.create_task(worker.keep(worker.tidy))
+                tasks.create_task(worker.keep(worker.sweep))
+            await worker.finish()
     finally:
         await hot.close()
         await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def showing_metrics(host: str, port: int) -> AsyncIterator[int | None]:
+    """Serve `/metrics` meanwhile, on the port that is given. A worker whose port is taken books without showing it."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        _log.warning("metrics_not_shown", host=host, port=port, reason=error.strerror)
+        yield None
+        return
+    listener.setblocking(False)
+    port = listener.getsockname()[1]
+    _log.info("metrics_shown", host=host, port=port)
+    server = InternalServer(config_of(Starlette(routes=[Route("/metrics", _read_metrics)]), http="httptools"))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def _read_metrics(_request: Request) -> Response:
+    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 
 class Worker:
@@ -123,6 +164,16 @@ class Worker:
         # However many organizations there are, this takes a tenth of the time at most.
         await self._pause(max(_TIDY_SECONDS, 9 * (time.monotonic() - started)))
 
+    async def sweep(self) -> None:
+        """End the calls of gateways that died, and see how much waits to be booked."""
+        lengths = await asyncio.gather(*(self._hot.length(shard) for shard in range(SHARDS)))
+        for shard, entries in enumerate(lengths):
+            WORKER.lag(shard, entries)
+        # One shard after the other: what a dead gateway left is ended without crowding out the living.
+        for shard in range(SHARDS):
+            _tell(await sweep_shard(self._hot, shard, self._clock.now()))
+        await self._pause(_SWEEP_SECONDS)
+
     async def finish(self) -> None:
         """Book what is on the streams now, for some seconds at most; what stays is booked by the next worker."""
         try:
@@ -172,7 +223,9 @@ class Worker:
             return Booked(shard)
         if booked.position:
             self._positions[shard] = booked.position
+        WORKER.booked(booked.read - booked.dead)
         if booked.dead:
+            WORKER.dead(booked.dead)
             _log.error("entries_set_aside", shard=shard, dead=booked.dead, position=booked.position)
         if booked.charges:
             _log.debug("charges_booked", shard=shard, charges=booked.charges, position=booked.position)
@@ -185,3 +238,36 @@ class Worker:
                 await self._stop.wait()
         except TimeoutError:
             pass
+
+
+def _tell(swept: Swept) -> None:
+    """A line for each call that was ended without its gateway."""
+    WORKER.swept(len(swept.recovered), len(swept.voided))
+    for charge in swept.recovered:
+        _log.warning(
+            "call_recovered",
+            call_id=charge.call_id,
+            organization_id=charge.organization_id,
+            project_id=charge.project_id,
+            api_key_id=charge.api_key_id,
+            model=charge.model,
+            deployment=charge.deployment,
+            input_tokens=charge.input_tokens,
+            output_tokens=charge.output_tokens,
+            amount=charge.amount,
+            hold=charge.hold,
+            currency=charge.currency,
+        )
+    for void in swept.voided:
+        origin = void.hold.request.origin
+        _log.warning(
+            "call_voided",
+            call_id=origin.call_id,
+            organization_id=origin.organization_id,
+            project_id=origin.project_id,
+            api_key_id=origin.api_key_id,
+            model=origin.model,
+            reason=void.reason,
+        )
+    for reason in swept.unreadable:
+        _log.error("hold_unreadable", shard=swept.shard, reason=reason)

@@ -19,44 +19,63 @@ class Aggregate:
         self._endpoint = endpoint
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
+        self._contents: dict[int, list[str]] = {}
 
     def add(self, event: Any) -> None:
         """Take in one event."""
         if not isinstance(event, dict):
             return
-        for name, value in event.items():
-            if name not in _INNER:
-                self._head[name] = value
+        # The head is the same in every event, but a later one may have more.
+        for name in event.keys() - self._head.keys() - _INNER:
+            self._head[name] = event[name]
         for choice in event.get("choices") or ():
             self._add_choice(choice)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
-        whole = self._choices.setdefault(choice.get("index", 0), {"index": choice.get("index", 0)})
+        index = choice.get("index", 0)
+        whole = self._choices.get(index)
+        if whole is None:
+            whole = self._choices[index] = {"index": index}
+            self._contents[index] = []
         for name, value in choice.items():
             if name == "delta" and isinstance(value, dict):
-                _merge(whole.setdefault("message", {}), value)
+                self._add_delta(whole, index, value)
             elif name == "text" and isinstance(value, str):
-                whole["text"] = whole.get("text", "") + value
+                self._contents[index].append(value)
             elif name == "logprobs" and isinstance(value, dict):
                 _merge_logprobs(whole, value)
             elif value is not None or name not in whole:
                 whole[name] = value
 
+    def _add_delta(self, whole: dict[str, Any], index: int, delta: dict[str, Any]) -> None:
+        # Thousands of pieces of content: kept as a list, joined once.
+        content = delta.get("content")
+        if isinstance(content, str):
+            self._contents[index].append(content)
+            if len(delta) == 1:
+                return
+        message = whole.setdefault("message", {})
+        _merge(message, {name: value for name, value in delta.items() if name != "content"})
+
     def answer(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The whole answer; choices in the order of their index."""
-        choices = [self._choices[index] for index in sorted(self._choices)]
-        for choice in choices:
+        choices = []
+        for index, choice in sorted(self._choices.items()):
             choice.setdefault("finish_reason", None)
             choice.setdefault("logprobs", None)
+            pieces = self._contents[index]
             if self._endpoint is Endpoint.CHAT_COMPLETIONS:
-                message = choice.setdefault("message", {})
-                message.setdefault("role", "assistant")
-                message.setdefault("content", None)
-                message.setdefault("refusal", None)
-                for call in message.get("tool_calls") or ():
+                choice["message"] = {
+                    "role": "assistant",
+                    "refusal": None,
+                    **choice.get("message", {}),
+                    "content": "".join(pieces) if pieces else None,
+                }
+                for call in choice["message"].get("tool_calls") or ():
                     call.pop("index", None)
             else:
-                choice.setdefault("text", "")
+                choice["text"] = "".join(pieces)
+            choices.append(choice)
         return {**self._head, "object": _OBJECTS[self._endpoint], "choices": choices, "usage": usage}
 
 

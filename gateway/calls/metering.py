@@ -154,8 +154,10 @@ class Meter:
         )
 
     def _part(self, details: Any, whole: int, *names: str) -> int:
+        if not isinstance(details, dict):
+            return 0
         for name in names:
-            value = details.get(name) if isinstance(details, dict) else None
+            value = details.get(name)
             if value is not None:
                 tokens = _count(value)
                 if tokens is None or tokens > whole:

@@ -117,6 +117,7 @@ class Supervisor:
             "owner_database_url": self._database_url(OWNER_ROLE),
             "redis_url": self._redis_url,
             "metrics_url": f"http://{LOOPBACK}:{self._internal_port}/metrics",
+            "worker_metrics_url": f"http://{LOOPBACK}:{self._worker_port}/metrics",
         }
         self._write_up_file()
         self._say(welcome(self._facts, self._options.data_directory, time.monotonic() - self._began))
@@ -216,6 +217,7 @@ class Supervisor:
     def _start_gateway(self) -> None:
         self._base_url = f"http://{LOOPBACK}:{self._options.port}"
         self._internal_port = self._directory.port("internal")
+        self._worker_port = self._directory.port("worker")
         self._add("worker", lambda: self._run_command("worker"))
         self._add("gateway", lambda: self._run_command("serve"))
         self._parts["gateway"].child.wait_until(lambda: answers_ok(self._options.port, "/readyz"), _READY_SECONDS)
@@ -246,6 +248,7 @@ class Supervisor:
             "TOLLGATE_PORT": str(self._options.port),
             "TOLLGATE_INTERNAL_HOST": LOOPBACK,
             "TOLLGATE_INTERNAL_PORT": str(self._internal_port),
+            "TOLLGATE_WORKER_INTERNAL_PORT": str(self._worker_port),
             "TOLLGATE_DOCS_ENABLED": "true",
             STARTED_BY_UP: "1",
         }

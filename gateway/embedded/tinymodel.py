@@ -63,7 +63,7 @@ def make(directory: Path) -> tuple[Path, Path]:
 
 
 def _train() -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -79,7 +79,10 @@ def _train() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(_texts(), trainer)
-    tokenizer.add_special_tokens(list(_SPECIAL))
+    tokenizer.add_special_tokens(list(_CONTROL))
+    # Like Qwen's: tokens in any text, also for llama.cpp, and not control tokens.
+    marks = [token for token in _SPECIAL if token not in _CONTROL]
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in marks])
     return tokenizer
 
 
