@@ -7,7 +7,7 @@ same function that charged. The hot store is compared last, again and again whil
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,7 +17,7 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.hot.entries import decode_charge
-from billing.hot.store import HotStore, StreamEntry
+from billing.hot.store import HotStore, OpenHold, StreamEntry
 from billing.pricing import price
 from billing.store.balances import Balance, balances_of_shard
 from billing.store.shards import epochs, positions
@@ -30,6 +30,8 @@ _FINDINGS: Final = 20
 _ROWS_AT_ONCE: Final = 2_000
 _HOT_ATTEMPTS: Final = 6
 _HOT_PAUSE_SECONDS: Final = 0.2
+_AT_ONCE: Final = 100
+_SWEPT_WITHIN_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,7 @@ async def verify(engine: AsyncEngine, hot: HotStore | None) -> Report:
     checks.append(prices)
     if hot is not None:
         checks.append(await _hot_store(engine, hot))
+        checks.append(await _hold_owners(engine, hot))
     return Report(tuple(checks), charges)
 
 
@@ -403,3 +406,37 @@ async def _difference(hot: HotStore, balance: Balance, waiting: int) -> str | No
     open_holds = await hot.open_holds(balance.shard, balance.organization_id)
     held = sum(hold.hold.request.amount for hold in open_holds)
     return None if there.held == held else f"{name}: {there.held} held, the open holds sum to {held}"
+
+
+async def _hold_owners(engine: AsyncEngine, hot: HotStore) -> Check:
+    """Holds that no sweeper ended: no worker runs, or the sweeper does not see them."""
+    check = Check("hold_owners", f"No hold outlives its gateway by more than {_SWEPT_WITHIN_SECONDS} seconds.")
+    findings: list[str] = []
+    async with engine.connect() as connection:
+        shards = {shard: await balances_of_shard(connection, shard) for shard in await epochs(connection)}
+    for shard, balances in shards.items():
+        owners = [balance.organization_id for balance in balances]
+        for at in range(0, len(owners), _AT_ONCE):
+            some = owners[at : at + _AT_ONCE]
+            holds = [
+                hold for held in await asyncio.gather(*(hot.open_holds(shard, one) for one in some)) for hold in held
+            ]
+            if holds:
+                # Read after the holds, so that none of them is younger than what is known of its gateway.
+                signs, now_ms = await hot.signs_of_life(shard), await hot.clock_ms()
+                findings += filter(None, (_left_behind(hold, signs, now_ms) for hold in holds))
+    return replace(check, findings=tuple(findings[:_FINDINGS]))
+
+
+def _left_behind(hold: OpenHold, signs: Mapping[str, int], now_ms: int) -> str | None:
+    """What is wrong with an open hold whose gateway is dead; one without an instance has nobody who could be."""
+    if not hold.instance:
+        return None
+    silent_seconds = (now_ms - signs.get(hold.instance, hold.placed_at_ms)) // 1_000
+    if silent_seconds <= _SWEPT_WITHIN_SECONDS:
+        return None
+    origin = hold.hold.request.origin
+    return (
+        f"call {origin.call_id} of organization {origin.organization_id}: {hold.hold.request.amount} held for the"
+        f" gateway {hold.instance}, silent for {silent_seconds} seconds"
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints and the sweeper on a real Redis."""
