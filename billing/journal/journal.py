@@ -37,6 +37,7 @@ def open_journal(directory: Path, instance_id: UUID, *, segment_bytes: int = SEG
     name. Where the disk is full the journal opens all the same and is not healthy. Raises `JournalUnavailable` where
     the directory cannot be used or a living process owns this instance.
     """
+    assert 0 < segment_bytes - HEADER_BYTES < 2**32 - HEADER_BYTES, f"segments of {segment_bytes} bytes"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         owned = claim(directory, instance_id)
@@ -54,7 +55,11 @@ def open_journal(directory: Path, instance_id: UUID, *, segment_bytes: int = SEG
 
 
 class Journal:
-    """Use it from the event loop that it was opened in."""
+    """Use it from the event loop that it was opened in.
+
+    At the start `replay` and settle what is not booked, before the first call is taken. From then on, every some
+    seconds, `forget` those of `unconfirmed` that Postgres has. `close` last, when every call has ended.
+    """
 
     def __init__(self, directory: Path, owned: Claim, segment_bytes: int) -> None:
         self._directory = directory

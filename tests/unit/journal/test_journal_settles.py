@@ -31,9 +31,14 @@ def test_hold_and_charge_come_back() -> None:
     ("changes", "reason"),
     [
         pytest.param({"kind": 9}, "unknown kind 9", id="a record of something else"),
-        pytest.param({"payload": b""}, "without a hold", id="nothing"),
-        pytest.param({"payload": b"\xff\xff\xff\xff"}, "not a hold", id="a length that lies"),
-        pytest.param({"payload": RECORD.payload[:-1]}, "not a charge", id="half a charge"),
+        pytest.param({"payload": b""}, "not a settle", id="nothing"),
+        pytest.param({"payload": b'["\xff"]'}, "not a settle", id="no text"),
+        pytest.param({"payload": RECORD.payload[:-1]}, "not a settle", id="half a charge"),
+        pytest.param(
+            {"payload": settle_record(HOLD, replace(CHARGE, cached_tokens=61)).payload},
+            "more cached than input tokens",
+            id="a charge that Postgres would not take",
+        ),
         pytest.param({"call_id": UUID(int=1)}, "not of one call", id="the record of another call"),
         pytest.param(
             {"payload": settle_record(HOLD, replace(CHARGE, amount=101, hold=101)).payload},
