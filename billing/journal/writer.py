@@ -155,11 +155,12 @@ class Writer:
         """A segment with room for a frame; raises `OSError` where the reserve is used up and no space has come back."""
         if self._current is not None and self._current.room_bytes >= size_bytes:
             return self._current
-        self._seal()
         if self._spare is None:
             self._prepare()
         if self._spare is None:
+            # The current segment is kept: smaller records may still fit.
             raise OSError(self.trouble)
+        self._seal()
         self._current, self._spare = self._spare, None
         return self._current
 
@@ -171,7 +172,8 @@ class Writer:
         self._number += 1
         try:
             self._spare = SegmentFile.create(self._home, self._instance_id, self._number, self._segment_bytes)
-        except OSError as error:
+        except Exception as error:
+            # Whatever it was: the thread must serve those that wait, now and later.
             self._failed(f"no spare segment: {error}")
             self._rest()
         else:

@@ -66,6 +66,8 @@ async def test_running_calls_find_the_reserve_and_space_is_noticed(opened: Openi
     filler = fill(small_disk)
     safe = 1 + await appended(journal, while_healthy=True)
     assert "No space left" in str(journal.trouble)
+    with pytest.raises(JournalUnavailable, match="No space left"):
+        await journal.append(record(SMALL_BYTES - 200))
     reserve = await appended(journal, while_healthy=False)
     assert reserve * 129 > SMALL_BYTES - 500, "a whole segment was there for those that ran"
     filler.unlink()
