@@ -227,6 +227,9 @@ class Call:
                 return
             else:
                 chunk = read(data)
+                if chunk is None and data == b"null":
+                    # llama.cpp sends one between the choices of a prompt list; SDKs take it for a chunk and stumble.
+                    continue
                 if chunk is None:
                     self.meter.flags.add("event_malformed")
                     passed.append(event.raw)
