@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -114,6 +115,11 @@ async def test_a_taken_port_does_not_stop_a_worker() -> None:
         async with showing_metrics("127.0.0.1", port) as second:
             assert second is None
             assert "tollgate_stream_lag_entries" not in await _metrics(port)
+
+
+def test_up_names_the_metrics_of_its_worker(tollgate_up: dict[str, Any]) -> None:
+    answer = httpx.get(tollgate_up["worker_metrics_url"], trust_env=False)
+    assert "tollgate_stream_lag_entries" in answer.text
 
 
 async def test_verify_finds_holds_that_nobody_swept(shop: Shop, raw: HotConnection, redis: Redis) -> None:
