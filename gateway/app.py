@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from billing.hot.store import make_hot_store
+from billing.journal.journal import open_journal
 from billing.store.engine import make_engine
 from billing.tokens import Tokenizers
 from gateway import telemetry
@@ -28,8 +30,10 @@ from gateway.calls.upstream import Upstreams
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock
 from gateway.parts import Parts
+from gateway.recovery import Recovery
 from gateway.server import InternalServer, PublicProtocol, PublicServer, config_of
 from gateway.settings import Settings
+from models.ids import uuid7
 
 _log = structlog.get_logger("tollgate.app")
 
@@ -86,9 +90,13 @@ class Tollgate:
         """Open all parts and start what runs beside the calls. A part that is away now is awaited, not needed."""
         settings = self.settings
         clock = Clock(settings.clock)
+        instance = uuid7(datetime.now(UTC))
+        journal = None if settings.journal_dir is None else open_journal(settings.journal_dir, instance)
         engine = make_engine(settings.database_url.get_secret_value(), application_name="tollgate-gateway")
         hot = await make_hot_store(
-            settings.redis_url.get_secret_value(), timeout_ms=int(settings.hold_timeout_seconds * 1_000)
+            settings.redis_url.get_secret_value(),
+            timeout_ms=int(settings.hold_timeout_seconds * 1_000),
+            instance=str(instance),
         )
         pepper = settings.key_pepper.get_secret_value().encode()
         self.parts = Parts(
@@ -100,7 +108,7 @@ class Tollgate:
             catalog=CatalogCache(engine, settings.catalog_refresh_seconds),
         )
         upstreams = Upstreams(settings.connect_timeout_seconds)
-        self.running = Running(settings, hot, upstreams, Tokenizers())
+        self.running = Running(settings, hot, upstreams, Tokenizers(), journal)
         self._intake = Intake(self.parts, self.running)
         self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
@@ -110,8 +118,12 @@ class Tollgate:
         self._tasks = [
             asyncio.create_task(self.parts.catalog.run(self._stop)),
             asyncio.create_task(self.running.watch(self._stop)),
+            asyncio.create_task(self.running.keep_checkpoints(self._stop)),
             asyncio.create_task(self._follow_catalog()),
         ]
+        if journal is not None:
+            recovery = Recovery(journal, hot, engine, self.parts.catalog)
+            self._tasks.append(asyncio.create_task(recovery.run(self._stop)))
 
     async def _follow_catalog(self) -> None:
         """Load tokenizers, and let metrics know the names, whenever the catalog has changed."""
@@ -142,6 +154,8 @@ class Tollgate:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.running.journal is not None:
+            await self.running.journal.close()
         self.running.upstreams.close()
         self.running.tokenizers.close()
         await self.parts.hot.close()

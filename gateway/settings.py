@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
@@ -43,3 +44,6 @@ class Settings(BaseSettings):
     key_cache_seconds: Seconds = Field(3, le=5, description="Time for which a key is not looked up again")
     catalog_refresh_seconds: Seconds = Field(1, description="Time between looks for a changed catalog")
     audit_share: float = Field(0.01, ge=0, le=1, description="Share of calls whose output we count ourselves, too")
+    journal_dir: Path | None = Field(
+        None, description="Directory of the journal, on a disk that lasts; none: no journal"
+    )

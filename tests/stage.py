@@ -166,7 +166,7 @@ async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> As
     async with engine.begin() as connection:
         _, operator_key = await issue_operator_key(connection, "test", PEPPER.encode())
     await engine.dispose()
-    configure_logging("warning")
+    configure_logging("error")
     app = Tollgate(settings)
     await app.open()
     listener = socket.create_server(("127.0.0.1", 0))

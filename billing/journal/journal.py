@@ -150,6 +150,15 @@ class Journal:
                 self._drop(path)
             yield from (record for record in contents.records if record.call_id in unconfirmed)
 
+    def written(self) -> Iterator[Record]:
+        """The records of this instance that are still on disk, in order of writing: for when Redis came back blank.
+
+        Blocks for the reading of a segment at a time; may be called from another thread than the event loop's.
+        """
+        for path in segment_paths(self._owned.home):
+            with suppress(FileNotFoundError):
+                yield from read_segment(path, self._owned.instance_id).records
+
     def unconfirmed(self) -> frozenset[UUID]:
         """The calls in sealed and replayed segments that are not known to be booked: ask Postgres about these."""
         return frozenset().union(*(kept.unconfirmed for kept in self._kept.values()))

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
+from billing.journal.settles import settle_record
 from gateway import telemetry
 from gateway.api.errors import render
 from gateway.api.ratelimits import rate_limit_headers
@@ -32,13 +33,16 @@ from gateway.calls.machine import Call, Phase
 from gateway.calls.running import Running
 from gateway.calls.upstream import Connection
 from gateway.server import DISCONNECT
-from models.call import BucketState, RefusedHold
+from models.call import BucketState, Charge, Hold, RefusedHold
 from models.errors import BackendFailed, BackendTimedOut, TollgateError, Unavailable
 
 HIGH_WATER_BYTES = 512 * 1024
 """Bytes that wait for a slow client before the backend is no longer read."""
 SETTLE_PATIENCE_SECONDS = 2.0
 """How long a client waits for its last byte while the ledger is away; the settling itself never gives up."""
+
+JOURNAL_PATIENCE_SECONDS = 1.0
+"""How long a disk may take to write; after that Redis alone carries the charge."""
 
 _log = structlog.get_logger("tollgate.calls")
 _STREAM_HEADERS = [
@@ -68,6 +72,7 @@ class Driver:
         self._writing_since = 0.0
         self._waiting_bytes = 0
         self._is_stalled = False
+        self._journaling: asyncio.Future[None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._started = time.perf_counter()
         self._first_byte_seconds: float | None = None
@@ -142,16 +147,34 @@ class Driver:
 
     async def _settle(self, command: Settle) -> None:
         hold, charge = command.hold, command.charge
+        is_journaled = await self._journal(hold, charge)
         try:
             await self._running.hot.settle(hold, charge)
         except Unavailable:
             task = self._running.detach(self._running.settle(hold, charge))
-            await asyncio.wait({task}, timeout=SETTLE_PATIENCE_SECONDS)
+            if not is_journaled:
+                await asyncio.wait({task}, timeout=SETTLE_PATIENCE_SECONDS)
         telemetry.CALLS.charged(charge)
         own = self.call.own_count
         if own is not None and own.is_completion_exact and self.call.meter.is_complete:
             telemetry.CALLS.audited(charge.model, self.call.meter.total().completion, own.completion)
         self.call.settled()
+
+    async def _journal(self, hold: Hold, charge: Charge) -> bool:
+        """Have the charge on disk; False where there is no journal or it fails, and Redis alone must take it."""
+        journal = self._running.journal
+        if journal is None:
+            return False
+        self._journaling = journal.append(settle_record(hold, charge))
+        self._deadline = self._loop.time() + JOURNAL_PATIENCE_SECONDS
+        try:
+            await self._journaling
+        except Unavailable:
+            return False
+        finally:
+            self._journaling = None
+            self._deadline = float("inf")
+        return True
 
     async def _release(self, command: Release) -> None:
         try:
@@ -253,6 +276,9 @@ class Driver:
                 self._task.cancel()
         elif self._writing_since:
             return
+        elif self._journaling is not None:
+            if now > self._deadline and not self._journaling.done():
+                self._journaling.set_exception(Unavailable("The journal's disk does not answer."))
         elif now > self._deadline or now > self._last_second:
             self._deadline = self._last_second = float("inf")
             telemetry.CALLS.backend_error(self.call.deployment.backend.name, "timeout")

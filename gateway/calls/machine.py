@@ -37,7 +37,7 @@ from gateway.calls.commands import (
 from gateway.calls.metering import Meter, OwnCount, client_usage
 from gateway.calls.refusals import error_event, refusal
 from gateway.calls.sse import DONE, Event, EventSplitter, EventTooLarge
-from models.call import CallRequest, Charge, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
+from models.call import CallRequest, Charge, Checkpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
 from models.catalog import Deployment, Model
 from models.errors import (
     BackendFailed,
@@ -350,6 +350,14 @@ class Call:
             return
         # A backend spends the prompt as soon as it has accepted it, also when nobody waits for the answer.
         self._finish(ending, b"")
+
+    def checkpoint(self) -> Checkpoint | None:
+        """How far the call has come, for the sweeper, should this process die; None where there is nothing to keep."""
+        if self.hold is None or self.phase not in (Phase.CONNECTING, Phase.ANSWERING, Phase.COUNTING, Phase.SETTLING):
+            return None
+        usage, source = self.meter.progress(self.hold_request.input_bound, self.hold_request.output_bound)
+        is_accepted = self._is_sent and self._status in (0, 200)
+        return Checkpoint(self.hold_request.origin, usage, source, self.deployment.backend.name, is_accepted)
 
     # End -------------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from gateway.backends.events import Chunk, read_any, text_of
 from models.call import CallRequest
 from models.usage import BilledCount, TokenUsage, UsageSource
 
+BYTES_PER_TOKEN = 4
 MAX_KEPT_TEXT = 16 * 1024 * 1024
 
 
@@ -202,6 +203,17 @@ class Meter:
             reasoning=sum(reading.reasoning for reading in by_choice.values()),
         )
 
+    def progress(self, input_bound: int, output_bound: int) -> tuple[TokenUsage, UsageSource]:
+        """What has been used so far, cheaply: by the backend's word, else estimated, never above what was delivered."""
+        if self.knows_progress:
+            reading, source = self.total(), UsageSource.BACKEND_PARTIAL
+        else:
+            # A chunk of a stream is at least one token; a token of English is four bytes.
+            bound = self.request.input_bound
+            prompt = 0 if bound is None else bound // BYTES_PER_TOKEN
+            reading, source = Reading(prompt=prompt, completion=self.chunks), UsageSource.ESTIMATE
+        return _bounded(reading, input_bound, output_bound), source
+
     def wants_own_count(self, billed: BilledCount) -> bool:
         """Whether the charge needs a count of our own."""
         return billed is not BilledCount.BACKEND or not self.knows_progress
@@ -212,15 +224,7 @@ class Meter:
         flags = set(self.flags)
         if reading.prompt > input_bound or reading.completion > output_bound:
             flags.add("above_bound")
-        prompt, completion = min(reading.prompt, input_bound), min(reading.completion, output_bound)
-        cached = min(reading.cached, prompt)
-        usage = TokenUsage(
-            input=prompt,
-            output=completion,
-            cached=cached,
-            cache_write=min(reading.cache_write, prompt - cached),
-            reasoning=min(reading.reasoning, completion),
-        )
+        usage = _bounded(reading, input_bound, output_bound)
         return Measured(
             usage=usage,
             source=source,
@@ -245,6 +249,19 @@ class Meter:
         if (prompt, completion) == (backend.prompt, backend.completion):
             return backend, source
         return replace(backend, prompt=prompt, completion=completion), UsageSource.TIKTOKEN
+
+
+def _bounded(reading: Reading, input_bound: int, output_bound: int) -> TokenUsage:
+    """The numbers, none above what the hold covers, the parts none above their whole."""
+    prompt, completion = min(reading.prompt, input_bound), min(reading.completion, output_bound)
+    cached = min(reading.cached, prompt)
+    return TokenUsage(
+        input=prompt,
+        output=completion,
+        cached=cached,
+        cache_write=min(reading.cache_write, prompt - cached),
+        reasoning=min(reading.reasoning, completion),
+    )
 
 
 def _count(value: Any) -> int | None:

@@ -12,12 +12,15 @@ from uuid import UUID
 import structlog
 
 from billing.hot.store import HotStore
+from billing.journal.journal import Journal
 from billing.tokens import Tokenizers
+from gateway.calls.machine import Call
 from gateway.calls.upstream import Upstreams
 from gateway.settings import Settings
 from models.call import Charge, Hold, Void
 from models.errors import Unavailable
 
+CHECKPOINT_SECONDS = 1.0
 SWEEP_SECONDS = 0.25
 SETTLE_AT_STOP_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 0.05
@@ -28,6 +31,8 @@ _log = structlog.get_logger("tollgate.calls")
 
 class RunningCall(Protocol):
     """What a process does to its calls from outside."""
+
+    call: Call
 
     def check_time(self, now: float) -> None:
         """End what has taken too long; `now` is the event loop's time."""
@@ -44,6 +49,7 @@ class Running:
     hot: HotStore
     upstreams: Upstreams
     tokenizers: Tokenizers
+    journal: Journal | None = None
     drivers: set[RunningCall] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,6 +63,14 @@ class Running:
             for driver in tuple(self.drivers):
                 driver.check_time(now)
             await asyncio.sleep(SWEEP_SECONDS)
+
+    async def keep_checkpoints(self, stop: asyncio.Event) -> None:
+        """Once a second, write how far all calls have come, in one go; it also shows that this process is alive."""
+        while not stop.is_set():
+            points = [point for driver in tuple(self.drivers) if (point := driver.call.checkpoint()) is not None]
+            with contextlib.suppress(Unavailable):
+                await self.hot.checkpoint(points)
+            await asyncio.sleep(CHECKPOINT_SECONDS)
 
     async def drain(self, seconds: float) -> None:
         """Wait for running calls to end, then end them; then wait for all charges to be taken."""

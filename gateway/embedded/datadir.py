@@ -42,6 +42,11 @@ class DataDirectory:
         return self.path / "redis"
 
     @property
+    def journal(self) -> Path:
+        """Where the gateway keeps its journal."""
+        return self.path / "journal"
+
+    @property
     def models(self) -> Path:
         """Where the demo model and its tokenizer lie."""
         return self.path / "models"

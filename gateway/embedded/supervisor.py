@@ -243,6 +243,7 @@ class Supervisor:
         variables = {
             "TOLLGATE_DATABASE_URL": self._database_url(APP_ROLE),
             "TOLLGATE_REDIS_URL": self._program_redis_url(),
+            "TOLLGATE_JOURNAL_DIR": str(self._directory.journal),
             "TOLLGATE_KEY_PEPPER": self._secrets["key_pepper"],
             "TOLLGATE_HOST": LOOPBACK,
             "TOLLGATE_PORT": str(self._options.port),

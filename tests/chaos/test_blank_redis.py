@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,8 +20,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
 
 @pytest.fixture
-async def stage(postgres: Database, redis: Redis) -> AsyncIterator[Stage]:
-    async with scripted_backend() as backend, raise_curtain(postgres.app_url, redis.url) as stage:
+async def stage(postgres: Database, redis: Redis, tmp_path: Path) -> AsyncIterator[Stage]:
+    async with scripted_backend() as backend, raise_curtain(postgres.app_url, redis.url, journal_dir=tmp_path) as stage:
         await stage.backend(backend.url, kind="openai", model="m", known_as="x")
         yield stage
 
@@ -54,3 +56,37 @@ async def test_refused_then_right_then_served(stage: Stage, redis: Redis) -> Non
 
     await eventually(served)
     await stage.charges(tenant, 6)
+
+
+async def test_calls_that_run_through_a_flush_are_charged_once(stage: Stage, redis: Redis) -> None:
+    tenant = await stage.tenant()
+    answers: list[httpx.Response] = []
+    stop = asyncio.Event()
+
+    async def customer() -> None:
+        while not stop.is_set():
+            answers.append(await chat(stage, tenant))
+
+    customers = [asyncio.create_task(customer()) for _ in range(8)]
+
+    async def served(count: int) -> bool:
+        return sum(answer.status_code == 200 for answer in answers) >= count
+
+    await eventually(lambda: served(20))
+    embedded_redis.command(redis, "FLUSHALL")
+    await stage.ready()
+    more = sum(answer.status_code == 200 for answer in answers) + 20
+    await eventually(lambda: served(more))
+    stop.set()
+    await asyncio.gather(*customers)
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    charges = await stage.charges(tenant, sum(answer.status_code == 200 for answer in answers))
+    spent = sum(parse_amount(charge["amount"]["amount"], "USD") for charge in charges)
+
+    async def settled() -> bool:
+        balance = await stage.balance(tenant)
+        return parse_amount(balance["balance"]["amount"], "USD") == parse_amount("5", "USD") - spent
+
+    await eventually(settled)
+    report = await stage.operate("GET", "/verify")
+    assert report["ok"], report

@@ -1,0 +1,94 @@
+"""What a gateway does about its journal beside the calls: replay, confirm and forget, mend a blank Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing.hot.store import HotStore
+from billing.journal.frames import Record
+from billing.journal.journal import Journal
+from billing.journal.settles import replay_into
+from billing.store.ledger import booked_calls
+from gateway.catalog import CatalogCache
+from models.errors import Unavailable
+
+CONFIRM_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+_AT_ONCE = 5_000
+_WEATHER = (Unavailable, SQLAlchemyError, OSError, TimeoutError)
+
+_log = structlog.get_logger("tollgate.journal")
+
+
+@dataclass(slots=True)
+class Recovery:
+    """The journal's owner. `run` goes on for the life of the process; a part that is away is waited for."""
+
+    journal: Journal
+    hot: HotStore
+    engine: AsyncEngine
+    catalog: CatalogCache
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis came back blank."""
+        await self._until_done(self._inherit, stop)
+        epochs = dict(self.catalog.epochs)
+        while not stop.is_set():
+            with contextlib.suppress(*_WEATHER):
+                await self._confirm()
+            if self.catalog.epochs != epochs:
+                rebuilt = dict(self.catalog.epochs)
+                if epochs:
+                    await self._until_done(self._mend, stop)
+                epochs = rebuilt
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONFIRM_SECONDS):
+                    await stop.wait()
+
+    async def _until_done(self, work: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                await work()
+            except _WEATHER as error:
+                _log.warning("journal_waits", reason=type(error).__name__, retry_seconds=RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    async def _inherit(self) -> None:
+        await self._replay(self.journal.replay(), "journal_replayed")
+
+    async def _mend(self) -> None:
+        """Charges that were only in a Redis that is blank now are settled again; all others have ended already."""
+        records = await asyncio.to_thread(lambda: list(self.journal.written()))
+        await self._replay(records, "journal_mended")
+
+    async def _replay(self, records: Iterable[Record], event: str) -> None:
+        replayed = await replay_into(self.hot, records, self._booked)
+        self.journal.forget(replayed.booked)
+        if replayed.settled or replayed.unreadable:
+            _log.warning(
+                event, charges=len(replayed.settled), booked=len(replayed.booked), dead=len(replayed.unreadable)
+            )
+
+    async def _confirm(self) -> None:
+        for some in _pieces(self.journal.unconfirmed()):
+            self.journal.forget(await self._booked(some))
+
+    async def _booked(self, calls: Collection[UUID]) -> frozenset[UUID]:
+        async with self.engine.connect() as connection:
+            return await booked_calls(connection, calls)
+
+
+def _pieces(calls: Collection[UUID]) -> Iterator[list[UUID]]:
+    waiting = list(calls)
+    for at in range(0, len(waiting), _AT_ONCE):
+        yield waiting[at : at + _AT_ONCE]
