@@ -50,7 +50,7 @@ _HANDS: Final = 3
 """Shards booked at a time: below the engine's connections, so that tidying always has one."""
 
 _WAIT_MS: Final = 500
-_LINGER_SECONDS: Final = 0.25
+_LINGER_SECONDS: Final = 0.5
 _BUSY_SECONDS: Final = 0.05
 _TIDY_SECONDS: Final = 5.0
 _SWEEP_SECONDS: Final = 5.0

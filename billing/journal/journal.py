@@ -78,8 +78,10 @@ class Journal:
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def append(self, record: Record) -> asyncio.Future[None]:
+    def append(self, record: Record, *, in_flight: int = 0) -> asyncio.Future[None]:
         """Write a record; the future is done when it is on disk, and futures are done in the order of appending.
+
+        `in_flight` is how many calls run now: among many, a write waits up to 8 ms for others to share it with.
 
         The future fails with `JournalUnavailable` where the disk is full and the reserve used up, or fails again and
         again. Such a record may be found by a later replay all the same.
@@ -93,6 +95,7 @@ class Journal:
                 JournalUnavailable(f"a record of {len(record.payload)} bytes is larger than a segment")
             )
         else:
+            self._writer.in_flight = in_flight
             self._writer.put((record, future))
         return future
 

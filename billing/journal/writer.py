@@ -21,6 +21,12 @@ RETRY_MS: Final = 250
 STUCK_MS: Final = 2_000
 """A write that takes longer is a disk that hangs: new calls are refused in as much time."""
 
+CROWD: Final = 4
+"""Calls in flight from which writes are paced, since they then have company soon."""
+PACE_MS: Final = 8
+"""Time between two writes in a crowd. A write costs 150 µs of CPU, most of it waking threads and the disk, however many
+records share it; at 1,400 calls a second this makes it 13 µs a call instead of 70. A lone call never waits."""
+
 _TRIES: Final = 2
 """Segments that one batch may spoil: where the second fails too, it is the disk, and the caller must know."""
 _NS_PER_MS: Final = 1_000_000
@@ -64,6 +70,8 @@ class Writer:
     ) -> None:
         self.trouble: str | None = None
         self.failures = 0
+        self.in_flight = 0
+        self._written_at_ns = 0
         self._home = home
         self._instance_id = instance_id
         self._number = number
@@ -119,11 +127,20 @@ class Writer:
             first = self._queue.get(timeout=None if self._spare else RETRY_MS / 1_000)
         except Empty:
             return [], False
+        if first is not None and self.in_flight >= CROWD:
+            self._pace()
+        self._written_at_ns = time.monotonic_ns()
         batch = [first]
         batch += (self._queue.get_nowait() for _ in range(self._queue.qsize()))
         # The end is asked for once, after everything else.
         is_last = batch[-1] is None
         return [ticket for ticket in batch if ticket is not None], is_last
+
+    def _pace(self) -> None:
+        """Let others come along, where the last write was a moment ago."""
+        rest_ns = self._written_at_ns + PACE_MS * _NS_PER_MS - time.monotonic_ns()
+        if rest_ns > 0:
+            time.sleep(rest_ns / 1_000 / _NS_PER_MS)
 
     def _commit(self, batch: list[Ticket]) -> Outcome:
         outcome = Outcome([future for _, future in batch])

@@ -108,7 +108,7 @@ class Driver:
             if self._commands:
                 command = self._commands[0]
                 try:
-                    await self._carry_out(command)
+                    await _DOES[type(command)](self, command)
                 except asyncio.CancelledError:
                     if not self._is_stalled or self._task is None:
                         raise
@@ -120,9 +120,6 @@ class Driver:
             else:
                 self._wake = self._loop.create_future()
                 await self._wake
-
-    async def _carry_out(self, command: Command) -> None:
-        await _DOES[type(command)](self, command)
 
     async def _count_prompt(self, command: CountPrompt) -> None:
         own = await own_count(self._running.tokenizers, command.request, command.model.tokenizer, ())
@@ -165,7 +162,7 @@ class Driver:
         journal = self._running.journal
         if journal is None:
             return False
-        self._journaling = journal.append(settle_record(hold, charge))
+        self._journaling = journal.append(settle_record(hold, charge), in_flight=len(self._running.drivers))
         self._deadline = self._loop.time() + JOURNAL_PATIENCE_SECONDS
         try:
             await self._journaling

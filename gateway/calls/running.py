@@ -68,8 +68,13 @@ class Running:
         """Once a second, write how far all calls have come, in one go; it also shows that this process is alive."""
         while not stop.is_set():
             points = [point for driver in tuple(self.drivers) if (point := driver.call.checkpoint()) is not None]
-            with contextlib.suppress(Unavailable):
+            try:
                 await self.hot.checkpoint(points)
+            except Unavailable:
+                pass
+            except Exception:
+                # This loop is the process's sign of life: were it to end, the sweeper would take all calls for dead.
+                _log.exception("checkpoint_failed")
             await asyncio.sleep(CHECKPOINT_SECONDS)
 
     async def drain(self, seconds: float) -> None:
