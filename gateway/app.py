@@ -126,13 +126,12 @@ class Tollgate:
             self._tasks.append(asyncio.create_task(recovery.run(self._stop)))
 
     async def _follow_catalog(self) -> None:
-        """Load tokenizers, and let metrics know the names, whenever the catalog has changed."""
+        """Load tokenizers whenever the catalog has changed."""
         known = None
         while not self._stop.is_set():
             catalog = self.parts.catalog.current
             if catalog is not known:
                 known = catalog
-                telemetry.CALLS.know(catalog)
                 await self.running.tokenizers.load(
                     {model.tokenizer for model in catalog.models.values() if model.tokenizer}
                 )

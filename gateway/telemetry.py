@@ -344,6 +344,7 @@ class CallMetrics(Collector):
     """
 
     def __init__(self) -> None:
+        self._catalog: Catalog | None = None
         self._models: frozenset[str] = frozenset()
         self._backends: frozenset[str] = frozenset()
         self._calls: dict[tuple[str, str, str, int], int] = {}
@@ -358,7 +359,10 @@ class CallMetrics(Collector):
         self._duration = {endpoint: _Histogram(CALL_SECONDS) for endpoint in (*_UNTIL_START, _OTHER)}
 
     def know(self, catalog: Catalog) -> None:
-        """Take the models and backends of a catalog as label values; to be called when the catalog changes."""
+        """Take the models and backends of a catalog as label values; costs nothing for the one that is known."""
+        if catalog is self._catalog:
+            return
+        self._catalog = catalog
         self._models = frozenset(catalog.models)
         deployments = (deployment for model in catalog.models.values() for deployment in model.deployments)
         self._backends = frozenset(deployment.backend.name for deployment in deployments)

@@ -10,6 +10,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from billing.admission import hold_request, permit
+from gateway import telemetry
 from gateway.api.errors import render
 from gateway.api.requests import parse
 from gateway.auth import credential
@@ -80,6 +81,7 @@ class Intake:
     async def _call(self, request: CallRequest, principal: Principal, call_id: UUID, now: datetime) -> Call:
         model = await self._model(request, principal)
         catalog = self.parts.catalog.current
+        telemetry.CALLS.know(catalog)
         rates = catalog.rates(principal.price_book, principal.currency, model.id, now)
         if rates is None:
             raise _no_model(request.model)
