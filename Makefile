@@ -32,7 +32,7 @@ up: $(STAMP) ## Run a complete Tollgate here; options: make up ARGS="--port 9000
 
 test: $(STAMP) ## Run all tests; options: make test ARGS="-k money"
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
-	  echo "Note: nginx is not installed (Debian: nginx-light); the tests behind a reverse proxy are skipped."
+	  echo "Note: nginx is not installed (Debian: nginx-light); the test behind a reverse proxy is skipped."
 	$(BIN)/pytest -q $(ARGS)
 
 check: $(STAMP) ## Look for faults without running: style, types, imports
