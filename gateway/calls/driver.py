@@ -95,11 +95,23 @@ class Driver:
             call.client_gone()
             running.detach(self._live())
             raise
+        except Exception:
+            _log.exception("call_broke", call_id=self.request_id)
+            await self._wind_up()
         finally:
             unwatch()
             running.ended(self)
             self._leave_backend()
             self._report()
+
+    async def _wind_up(self) -> None:
+        """After a fault of ours: charge or release what there is, since no sweeper does it while this process lives."""
+        self._commands.clear()
+        self.call.drain(TollgateError("Something went wrong on our side. Report the request id if it happens again."))
+        try:
+            await self._live()
+        except Exception:
+            _log.exception("call_not_ended", call_id=self.request_id)
 
     async def _live(self) -> None:
         """Carry out commands until the call has ended. A command counts as done only after it was."""
