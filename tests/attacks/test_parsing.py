@@ -185,3 +185,35 @@ async def test_d13_a_client_that_never_reads(scene: Scene) -> None:
     assert produced < 64_000_000, "the backend was held back"
     assert parse_amount((await scene.stage.balance(tenant))["held"]["amount"], "USD") == 0
     assert reader is not None
+
+
+async def opened(scene: Scene, count: int, start: bytes) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    host, port = scene.stage.base_url.removeprefix("http://").split(":")
+    pairs = await asyncio.gather(*(asyncio.open_connection(host, int(port)) for _ in range(count)))
+    for _, writer in pairs:
+        writer.write(start)
+    return list(pairs)
+
+
+async def test_d11_heads_that_do_not_arrive(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.server.HEADER_SECONDS", 1.0)
+    pairs = await opened(scene, 500, b"POST /v1/chat/completions HTTP/1.1\r\nx-slow: ")
+    assert (await scene.chat()).status_code == 200
+    for reader, writer in pairs:
+        answer = await asyncio.wait_for(reader.read(), 15)
+        assert answer.startswith(b"HTTP/1.1 408")
+        writer.close()
+
+
+async def test_d14_connections_above_the_cap(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await scene.chat()).status_code == 200
+    monkeypatch.setattr("gateway.server.MAX_CONNECTIONS", 100)
+    pairs = await opened(scene, 200, b"")
+    # Connections that are open already are served on, whoever knocks.
+    assert (await scene.chat()).status_code == 200
+    closed = 0
+    for reader, writer in pairs:
+        with suppress(TimeoutError, ConnectionError):
+            closed += await asyncio.wait_for(reader.read(), 0.01) == b""
+        writer.close()
+    assert closed >= 90
