@@ -1,16 +1,19 @@
-"""Which money pays for which charge: the draw-down of one organization's credit grants, as pure arithmetic."""
+"""Which money pays for which charge, and what a correction gives back: pure arithmetic on one organization's grants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from hashlib import sha256
+from typing import Any, Final
 from uuid import UUID
 
 from models.call import Charge
+from models.errors import Conflict
 from models.ledger import AccountKind, GrantKind
 from models.money import Units
+from models.usage import TokenUsage
 
 UNBILLED: Final = "unbilled"
 """Source of what no grant covers: it is delivered, so it is owed."""
@@ -65,12 +68,12 @@ class FundedCharge:
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """One organization's part of a batch: its funded charges, and what they take from where."""
+    """One organization's part of a batch: its funded charges, and what they take from where; below zero: give back."""
 
     funded: tuple[FundedCharge, ...]
     draws: Mapping[UUID, Units]
     by_account: Mapping[AccountKind, Units]
-    """Amounts to transfer to revenue, by the account that is debited; only positive ones."""
+    """Amounts to transfer to revenue, by the account that is debited; a negative one comes back from it. Never zero."""
 
     @property
     def total(self) -> Units:
@@ -138,3 +141,106 @@ def refusal(charge: Charge, currency: str | None) -> str | None:
     if charge.call_id.version != 7:
         return "the call id is no UUIDv7"
     return None
+
+
+# Corrections ---------------------------------------------------------------------------------------------------------
+
+_METERED: Final = ("input", "cached", "cache_write", "output", "reasoning")
+_TERMS: Final = (
+    *("call_id", "organization_id", "project_id", "api_key_id", "currency", "endpoint", "model", "hold"),
+    "price_version_ids",
+)
+"""What two charges of one call cannot differ in: it was fixed with the hold."""
+
+
+def correction_id(call_id: UUID) -> UUID:
+    """The id of the one correction that a call can have, so that the primary key refuses a second.
+
+    It has the time of the call's id, by which the table is partitioned and read, and bits of its hash for the rest.
+    """
+    digest = int.from_bytes(sha256(b"correction of " + call_id.bytes).digest()[:10])
+    time = call_id.int >> 80 << 80
+    return UUID(int=time | 0x7 << 76 | (digest >> 68 & 0xFFF) << 64 | 0b10 << 62 | digest & (1 << 62) - 1)
+
+
+def correction(booked: Charge, journaled: Charge) -> Charge | None:
+    """What makes a booked charge the one that its gateway had journaled; None where they cost and count the same.
+
+    Its amount is the difference and may be negative. A row cannot say so of tokens: its columns have what the
+    difference adds, as far as that is tokens of a call (`added_tokens`). All of it is in `counted`: `call`, the
+    tokens of the whole call, and `difference`, signed. Raises `Conflict` where the two are not of one call.
+    """
+    if any(getattr(booked, term) != getattr(journaled, term) for term in _TERMS) or booked.corrects is not None:
+        raise Conflict(f"call {booked.call_id}: what is journaled and what is booked are not of one call")
+    call, before = tokens_of(journaled), tokens_of(booked)
+    if call == before and journaled.amount == booked.amount:
+        return None
+    difference = {meter: getattr(call, meter) - getattr(before, meter) for meter in _METERED}
+    added = added_tokens(difference)
+    return replace(
+        journaled,
+        call_id=correction_id(booked.call_id),
+        corrects=booked.call_id,
+        amount=journaled.amount - booked.amount,
+        input_tokens=added.input,
+        cached_tokens=added.cached,
+        cache_write_tokens=added.cache_write,
+        output_tokens=added.output,
+        reasoning_tokens=added.reasoning,
+        # Of the booked one, so that both are in one period whatever a journal says.
+        created_at=booked.created_at,
+        counted={**(journaled.counted or {}), "call": asdict(call), "difference": difference},
+    )
+
+
+def added_tokens(difference: Mapping[str, Any]) -> TokenUsage:
+    """The part of a signed difference that can stand in the columns of a charge: none below zero, parts within wholes.
+
+    So where a journal knows of fewer tokens, columns add up to what the sweeper had seen, and only the amounts to what
+    is owed. Raises `KeyError` where a meter is missing.
+    """
+    whole, output = max(0, difference["input"]), max(0, difference["output"])
+    cached = min(max(0, difference["cached"]), whole)
+    written = min(max(0, difference["cache_write"]), whole - cached)
+    return TokenUsage(whole, output, cached, written, min(max(0, difference["reasoning"]), output))
+
+
+def tokens_of(charge: Charge) -> TokenUsage:
+    """The tokens in a charge's columns."""
+    return TokenUsage(
+        input=charge.input_tokens,
+        output=charge.output_tokens,
+        cached=charge.cached_tokens,
+        cache_write=charge.cache_write_tokens,
+        reasoning=charge.reasoning_tokens,
+    )
+
+
+def plan_return(charge: Charge, funding: Sequence[tuple[str, int]], grants: Mapping[str, Grant]) -> Booking:
+    """Give the negative amount of a correction back to those who had paid the charge it corrects: the last one first.
+
+    `funding` is who paid; `grants` has, by source, those that may still get money. What one would get that is voided
+    or expired is taken off what the customer owes instead: it stays the customer's and never comes to life again.
+    """
+    assert charge.amount < 0, f"there is nothing to give back: {charge.amount}"
+    due = -charge.amount
+    draws: dict[UUID, Units] = {}
+    sources: dict[str, int] = {}
+    by_account: dict[AccountKind, int] = {}
+    for source, paid in reversed(funding):
+        back = min(due, paid)
+        if back == 0:
+            continue
+        due -= back
+        grant = grants.get(source)
+        if grant is not None:
+            draws[grant.id] = Units(-back)
+        account, name = (AccountKind.UNBILLED, UNBILLED) if grant is None else (grant.account, source)
+        by_account[account] = by_account.get(account, 0) - back
+        sources[name] = sources.get(name, 0) - back
+    assert due == 0, "a charge is paid by its sources to the last unit"
+    return Booking(
+        (FundedCharge(charge, tuple((name, Units(amount)) for name, amount in sources.items())),),
+        draws,
+        {kind: Units(amount) for kind, amount in by_account.items()},
+    )

@@ -1,4 +1,4 @@
-"""The one pen of the ledger: credit granted, taken back and expired, and charges booked from the stream.
+"""The one pen of the ledger: credit granted, taken back and expired, charges booked from the stream and corrected.
 
 Whoever moves an organization's money locks its balance row first, so one organization's postings never overlap.
 """
@@ -7,30 +7,42 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing.booking import Booking, Grant, GrantScope, plan_booking, refusal
+from billing.booking import (
+    UNBILLED,
+    Booking,
+    Grant,
+    GrantScope,
+    correction,
+    correction_id,
+    plan_booking,
+    plan_return,
+    refusal,
+)
 from billing.failpoints import failpoint
 from billing.hot.entries import decode_charge
 from billing.hot.store import HotStore, StreamEntry
 from billing.projection import project
-from billing.store import balances, grants, ledger, shards
+from billing.store import balances, charges, grants, ledger, shards
 from billing.store.ledger import DeadEntry, Posting, UnsendableRow
 from models.call import Charge
 from models.errors import Conflict, InvalidRequest, NotFound
 from models.ids import uuid7
 from models.ledger import Account, AccountKind, GrantKind, PostingKind, Transfer
 from models.money import LARGEST_BALANCE_UNITS, Units
-from models.tables import organization
+from models.tables import charge, organization
+from models.tables import shard as shard_row
+from models.usage import Ending
 
 EXPIRY_GRACE: Final = timedelta(seconds=60)
 """Time in which charges of calls that ended before a grant expired reach the book and may still draw on it."""
@@ -356,9 +368,20 @@ async def _write(connection: AsyncConnection, lease: shards.Lease, items: Sequen
         for owner, mine in by_owner.items()
     }
     currencies = {owner: mine[0].charge.currency for owner, mine in by_owner.items()}
-    accounts = await ledger.account_ids(connection, by_owner, set(currencies.values()))
-    posting_ids = await ledger.add_postings(connection, [_posting(lease, mine) for mine in by_owner.values()])
-    posted = list(zip(posting_ids, bookings.items(), strict=True))
+    await _enter(connection, {owner: _posting(lease, mine) for owner, mine in by_owner.items()}, bookings, currencies)
+    return bookings
+
+
+async def _enter(
+    connection: AsyncConnection,
+    postings: Mapping[UUID, Posting],
+    bookings: Mapping[UUID, Booking],
+    currencies: Mapping[UUID, str],
+) -> None:
+    """Write one posting an organization: its charges, draws and transfers."""
+    accounts = await ledger.account_ids(connection, postings, set(currencies.values()))
+    posting_ids = await ledger.add_postings(connection, list(postings.values()))
+    posted = [(posting_id, (owner, bookings[owner])) for posting_id, owner in zip(posting_ids, postings, strict=True)]
 
     await ledger.copy_charges(
         connection, ((posting_id, funded) for posting_id, (_, booking) in posted for funded in booking.funded)
@@ -375,17 +398,17 @@ async def _write(connection: AsyncConnection, lease: shards.Lease, items: Sequen
     await ledger.add_transfers(
         connection,
         [
-            (posting_id, _to_revenue(Account(owner, kind, currencies[owner]), amount))
+            (posting_id, _with_revenue(Account(owner, kind, currencies[owner]), amount))
             for posting_id, (owner, booking) in posted
             for kind, amount in booking.by_account.items()
         ],
         accounts,
     )
-    return bookings
 
 
-def _to_revenue(customer: Account, amount: Units) -> Transfer:
-    return Transfer(customer, Account(None, AccountKind.REVENUE, customer.currency), amount)
+def _with_revenue(customer: Account, amount: Units) -> Transfer:
+    revenue = Account(None, AccountKind.REVENUE, customer.currency)
+    return Transfer(customer, revenue, amount) if amount > 0 else Transfer(revenue, customer, Units(-amount))
 
 
 def _posting(lease: shards.Lease, items: Sequence[_Item]) -> Posting:
@@ -404,3 +427,82 @@ def _refuses_row(error: Exception) -> bool:
     """Whether the fault is in a row: SQLSTATE classes 22 and 23, or a value that cannot be sent. The rest may pass."""
     state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
     return isinstance(error, UnsendableRow) or (isinstance(state, str) and state[:2] in ("22", "23"))
+
+
+# Corrections ---------------------------------------------------------------------------------------------------------
+
+
+async def recovered_calls(connection: AsyncConnection, call_ids: Collection[UUID]) -> frozenset[UUID]:
+    """Those of the calls that are booked as a sweeper ended them, whose gateway's journal may know better."""
+    rows = await connection.execute(
+        select(charge.c.call_id).where(charge.c.call_id.in_(call_ids), charge.c.ending == Ending.RECOVERED.value)
+    )
+    return frozenset(rows.scalars())
+
+
+async def correct(engine: AsyncEngine, hot: HotStore, journaled: Charge) -> Charge | None:
+    """Book the difference between a recovered call's charge and the one that its gateway had journaled; once.
+
+    Gives the correction, or None where there is nothing to correct, or it was corrected before, by whomever. The
+    call was delivered, so a higher charge is owed even where the balance falls below its limit for it; it stays
+    within the call's hold. Raises `NotFound` for a call that is not booked, `Conflict` where journal and book are not
+    of one call or the database refuses the row, `Unavailable` and the database's errors where one cannot answer: it
+    may then be called again.
+    """
+    try:
+        async with engine.begin() as connection:
+            corrected = await _correct(connection, journaled)
+            balance = await balances.balance_of(connection, journaled.organization_id)
+    except (DBAPIError, asyncpg.PostgresError, UnsendableRow) as error:
+        if _refuses_row(error):
+            raise Conflict(f"call {journaled.call_id}: its correction is refused by the database: {error}") from error
+        raise
+    if corrected is not None and balance is not None:
+        # Should this fail, a worker projects it some seconds later.
+        await project(hot, balance)
+    return corrected
+
+
+async def _correct(connection: AsyncConnection, journaled: Charge) -> Charge | None:
+    owner, call_id = journaled.organization_id, journaled.call_id
+    home = select(organization.c.shard).where(organization.c.id == owner).scalar_subquery()
+    # In the order of a worker. An export waits for whoever has a shard, so that no posting appears below its watermark.
+    await connection.execute(select(shard_row.c.id).where(shard_row.c.id == home).with_for_update())
+    await _lock(connection, owner, journaled.currency)
+    booked = await charges.find_charge(connection, call_id, charges.ChargeFilter(organization_id=owner))
+    if booked is None:
+        raise NotFound(f"call {call_id} is not booked")
+    if booked.charge.ending is not Ending.RECOVERED:
+        return None
+    difference = correction(booked.charge, journaled)
+    if difference is None or await ledger.booked_calls(connection, [correction_id(call_id)]):
+        return None
+
+    if difference.amount < 0:
+        payers = {source: await _alive(connection, source) for source, _ in booked.funding if source != UNBILLED}
+        alive = {source: grant for source, grant in payers.items() if grant is not None}
+        booking = plan_return(difference, booked.funding, alive)
+    else:
+        available = await grants.spendable_grants(connection, [owner])
+        booking = plan_booking([difference], available.get(owner, ()))
+    posting = Posting(
+        owner,
+        f"correction:{call_id}",
+        PostingKind.CHARGE_BATCH,
+        difference.ended_at,
+        {"corrects": str(call_id), "calls": 1},
+    )
+    await _enter(connection, {owner: posting}, {owner: booking}, {owner: difference.currency})
+    await balances.move_balances(connection, {owner: -difference.amount})
+    return difference
+
+
+async def _alive(connection: AsyncConnection, grant_id: str) -> Grant | None:
+    """A grant that may get money back: not voided, and its expiry, which is booked once, is not booked yet.
+
+    One that is past its date has its money expire with the next look of a worker, as it would have without the call.
+    """
+    found = await grants.find_grant(connection, UUID(grant_id))
+    if found is None or await ledger.find_posting(connection, f"{PostingKind.EXPIRE.value}:{grant_id}") is not None:
+        return None
+    return found[2]

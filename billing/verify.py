@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from billing.booking import added_tokens, correction_id
 from billing.hot.entries import decode_charge
 from billing.hot.store import HotStore, OpenHold, StreamEntry
 from billing.pricing import price
@@ -103,7 +104,9 @@ _QUERIES: Final = (
         with charged as (
           select posting_id, organization_id, sum(amount) as amount, count(*) as calls from charge group by 1, 2
         ), moved as (
-          select posting_id, sum(amount) as amount from transfer group by posting_id
+          select posting_id, sum(case when debit.kind = 'revenue' then -amount else amount end) as amount
+            from transfer join account debit on debit.id = debit_account
+            group by posting_id
         ), batch as (
           select * from posting where kind = 'charge_batch'
         )
@@ -129,7 +132,7 @@ _QUERIES: Final = (
     ),
     (
         "draws",
-        "What the charges of a posting took from a grant, or left unbilled, is what the posting drew, or debited.",
+        "What the charges of a posting took from a grant or left unbilled, or gave back, is what the posting moved.",
         """
         with funded as (
           select posting_id, source ->> 0 as source, sum((source ->> 1)::numeric) as amount
@@ -138,9 +141,11 @@ _QUERIES: Final = (
           select grant_draw.posting_id, grant_id::text as source, grant_draw.amount
             from grant_draw join posting on posting.id = grant_draw.posting_id and posting.kind = 'charge_batch'
           union all
-          select transfer.posting_id, 'unbilled', sum(transfer.amount)
+          select transfer.posting_id, 'unbilled',
+              sum(case when account.id = transfer.debit_account then transfer.amount else -transfer.amount end)
             from transfer
-            join account on account.id = transfer.debit_account and account.kind = 'unbilled'
+            join account on account.id in (transfer.debit_account, transfer.credit_account)
+              and account.kind = 'unbilled'
             join posting on posting.id = transfer.posting_id and posting.kind = 'charge_batch'
             group by 1
         )
@@ -240,41 +245,89 @@ async def _ask(connection: AsyncConnection, name: str, sentence: str, query: str
 
 async def _prices(connection: AsyncConnection) -> tuple[Check, int]:
     """Every charge again from its tokens and its pinned prices; also how many charges there are."""
-    check = Check("prices", "Every charge is the price of its tokens at its own price versions, at most its hold.")
+    check = Check(
+        "prices",
+        "Every charge, with its correction where it has one, is the price of its tokens at its own price versions, at"
+        " most its hold.",
+    )
     book = _PriceBook({row.id: _version(row) for row in await connection.execute(_versions())})
     findings: list[str] = []
+    corrections: list[UUID] = []
     count = 0
-    columns = (
-        *(charge.c.call_id, charge.c.model, charge.c.currency, charge.c.price_version_ids, charge.c.input_tokens),
-        *(charge.c.cached_tokens, charge.c.cache_write_tokens, charge.c.output_tokens, charge.c.reasoning_tokens),
-        *(charge.c.amount, charge.c.hold, charge.c.corrects),
-    )
-    async with connection.stream(select(*columns), execution_options={"yield_per": _ROWS_AT_ONCE}) as rows:
+    async with connection.stream(select(*_PRICED), execution_options={"yield_per": _ROWS_AT_ONCE}) as rows:
         async for row in rows:
             count += 1
-            if row.corrects is None and (finding := _mispriced(book, row)) and len(findings) < _FINDINGS:
+            if row.corrects is not None:
+                corrections.append(row.call_id)
+            elif (finding := _mispriced(book, row)) and len(findings) < _FINDINGS:
                 findings.append(finding)
-    return replace(check, findings=tuple(findings)), count
+    for at in range(0, len(corrections), _ROWS_AT_ONCE):
+        findings += await _wrong_corrections(connection, book, corrections[at : at + _ROWS_AT_ONCE])
+    return replace(check, findings=tuple(findings[:_FINDINGS])), count
+
+
+_PRICED: Final = (
+    *(charge.c.call_id, charge.c.organization_id, charge.c.model, charge.c.currency, charge.c.price_version_ids),
+    *(charge.c.input_tokens, charge.c.cached_tokens, charge.c.cache_write_tokens, charge.c.output_tokens),
+    *(charge.c.reasoning_tokens, charge.c.amount, charge.c.hold, charge.c.corrects),
+)
+_SAME: Final = ("organization_id", "model", "currency", "price_version_ids", "hold")
+"""What a correction has of the charge that it corrects."""
 
 
 def _mispriced(book: _PriceBook, row: Any) -> str | None:
+    try:
+        return _mismatch(book, row, _tokens(row), row.amount)
+    except ValueError as error:
+        return f"call {row.call_id}: {error}"
+
+
+def _mismatch(book: _PriceBook, row: Any, usage: TokenUsage, amount: int) -> str | None:
+    """What is wrong where these tokens are said to have cost this amount, on the terms of the row."""
     rates = book.rates(row.model, row.currency, tuple(row.price_version_ids))
     if rates is None:
         return f"call {row.call_id}: its price versions are not those of {row.model} in {row.currency}"
-    try:
-        usage = TokenUsage(
-            input=row.input_tokens,
-            output=row.output_tokens,
-            cached=row.cached_tokens,
-            cache_write=row.cache_write_tokens,
-            reasoning=row.reasoning_tokens,
-        )
-    except ValueError as error:
-        return f"call {row.call_id}: {error}"
     expected = min(price(usage, rates), row.hold)
-    if expected == row.amount:
-        return None
-    return f"call {row.call_id}: charged {row.amount}, its tokens cost {expected}"
+    return None if expected == amount else f"call {row.call_id}: charged {amount}, its tokens cost {expected}"
+
+
+def _tokens(row: Any) -> TokenUsage:
+    return TokenUsage(
+        input=row.input_tokens,
+        output=row.output_tokens,
+        cached=row.cached_tokens,
+        cache_write=row.cache_write_tokens,
+        reasoning=row.reasoning_tokens,
+    )
+
+
+async def _wrong_corrections(connection: AsyncConnection, book: _PriceBook, ids: Collection[UUID]) -> list[str]:
+    """Findings on corrections: each with the charge that it corrects must cost what the tokens of the call cost."""
+    rows = (await connection.execute(select(*_PRICED, charge.c.counted).where(charge.c.call_id.in_(ids)))).all()
+    wanted = select(*_PRICED).where(charge.c.call_id.in_([row.corrects for row in rows]))
+    originals = {row.call_id: row for row in await connection.execute(wanted)}
+    return [
+        f"correction {row.call_id}: {finding}"
+        for row in rows
+        if (finding := _wrong_correction(book, row, originals.get(row.corrects)))
+    ]
+
+
+def _wrong_correction(book: _PriceBook, row: Any, original: Any | None) -> str | None:
+    if original is None or original.corrects is not None:
+        return f"there is no call {row.corrects} that it could correct"
+    if row.call_id != correction_id(row.corrects) or any(getattr(row, n) != getattr(original, n) for n in _SAME):
+        return f"it is not the one correction of call {row.corrects} on that call's terms"
+    try:
+        call, difference = TokenUsage(**row.counted["call"]), row.counted["difference"]
+        before = asdict(_tokens(original))
+        if asdict(call) != {meter: before[meter] + difference[meter] for meter in before}:
+            return "its difference does not lead to the tokens of the call"
+        if _tokens(row) != added_tokens(difference):
+            return "its tokens are not what its difference adds"
+    except (KeyError, TypeError, ValueError) as error:
+        return f"it does not say which tokens it corrects: {error!r}"
+    return _mismatch(book, original, call, original.amount + row.amount)
 
 
 class _PriceBook:

@@ -1,13 +1,14 @@
-"""What a gateway does about its journal beside the calls: replay, confirm and forget, mend a blank Redis."""
+"""What a gateway does about its journal beside the calls: replay, correct, confirm and forget, mend a blank Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
+import asyncpg
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,14 +17,16 @@ from billing.hot.store import HotStore
 from billing.journal.frames import Record
 from billing.journal.journal import Journal
 from billing.journal.settles import replay_into
+from billing.settlement import correct, recovered_calls
 from billing.store.ledger import booked_calls
 from gateway.catalog import CatalogCache
-from models.errors import Unavailable
+from models.call import Charge
+from models.errors import Conflict, NotFound, Unavailable
 
 CONFIRM_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 _AT_ONCE = 5_000
-_WEATHER = (Unavailable, SQLAlchemyError, OSError, TimeoutError)
+_WEATHER = (Unavailable, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 _log = structlog.get_logger("tollgate.journal")
 
@@ -36,9 +39,14 @@ class Recovery:
     hot: HotStore
     engine: AsyncEngine
     catalog: CatalogCache
+    _aside: set[UUID] = field(default_factory=set)
+    """Recovered calls that could not be compared: they wait in their segments for a person, or the next process."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis came back blank."""
+        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis came back blank.
+
+        What a sweeper had charged and a journal knows better is corrected before it is forgotten.
+        """
         await self._until_done(self._inherit, stop)
         epochs = dict(self.catalog.epochs)
         while not stop.is_set():
@@ -72,16 +80,49 @@ class Recovery:
         await self._replay(records, "journal_mended")
 
     async def _replay(self, records: Iterable[Record], event: str) -> None:
-        replayed = await replay_into(self.hot, records, self._booked)
+        replayed = await replay_into(self.hot, records, self._booked, self._recovered)
         self.journal.forget(replayed.booked)
+        await self._correct(replayed.recovered)
         if replayed.settled or replayed.unreadable:
             _log.warning(
                 event, charges=len(replayed.settled), booked=len(replayed.booked), dead=len(replayed.unreadable)
             )
 
     async def _confirm(self) -> None:
-        for some in _pieces(self.journal.unconfirmed()):
-            self.journal.forget(await self._booked(some))
+        recovered: set[UUID] = set()
+        for some in _pieces(self.journal.unconfirmed() - self._aside):
+            booked = await self._booked(some)
+            swept = await self._recovered(booked) if booked else booked
+            self.journal.forget(booked - swept)
+            recovered |= swept
+        if recovered:
+            await self._compare(recovered)
+
+    async def _compare(self, recovered: Collection[UUID]) -> None:
+        """Find what our journal says of calls that a sweeper charged: this is rare, so the disk is read once more."""
+        records = await asyncio.to_thread(
+            lambda: [record for record in self.journal.written() if record.call_id in recovered]
+        )
+        await self._replay(records, "journal_replayed")
+        if not self.journal.unconfirmed().isdisjoint(recovered):
+            await self._inherit()
+        # Read in vain every second they would be otherwise.
+        self._aside |= self.journal.unconfirmed() & frozenset(recovered)
+
+    async def _correct(self, journaled: Iterable[Charge]) -> None:
+        for charge in journaled:
+            try:
+                correction = await correct(self.engine, self.hot, charge)
+            except (Conflict, NotFound) as error:
+                _log.error("journal_contradicts_book", call_id=charge.call_id, reason=error.message)
+                continue
+            if correction is not None:
+                _log.warning("charge_corrected", call_id=charge.call_id, correction=correction.call_id)
+            self.journal.forget([charge.call_id])
+
+    async def _recovered(self, calls: Collection[UUID]) -> frozenset[UUID]:
+        async with self.engine.connect() as connection:
+            return await recovered_calls(connection, calls)
 
     async def _booked(self, calls: Collection[UUID]) -> frozenset[UUID]:
         async with self.engine.connect() as connection:

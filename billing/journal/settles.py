@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -35,15 +35,25 @@ class Replayed:
 
     `settled` are those the hot store took now; `booked` were in Postgres already. `superseded` had ended before in the
     hot store and are not booked yet: mostly by this very charge, but it may have been a sweeper's, made from an older
-    checkpoint. So when such a call is booked, compare the charge here with the booked one; where this one is higher,
-    the difference is for a correction (`Charge.corrects`). `unreadable` are intact records that say nothing we
-    understand; they are never confirmed, so their segment stays.
+    checkpoint. They stay unconfirmed until they are booked; a replay after that has those which a sweeper had ended
+    among `recovered`: they are booked, but not by the charge here, so compare the two and write a correction
+    (`Charge.corrects`) before they are confirmed. `unreadable` are intact records that say nothing we understand;
+    they are never confirmed, so their segment stays.
     """
 
     settled: tuple[UUID, ...]
     superseded: tuple[Charge, ...]
     booked: frozenset[UUID]
     unreadable: tuple[UUID, ...]
+    recovered: tuple[Charge, ...] = ()
+
+
+CallsAmong: TypeAlias = Callable[[Collection[UUID]], Awaitable[frozenset[UUID]]]
+"""Gives those of some calls of which something is so."""
+
+
+async def _none_of(_calls: Collection[UUID]) -> frozenset[UUID]:
+    return frozenset()
 
 
 def settle_record(hold: Hold, charge: Charge) -> Record:
@@ -69,9 +79,10 @@ def read_settle(record: Record) -> tuple[Hold, Charge]:
 
 
 async def replay_into(
-    hot: HotStore, records: Iterable[Record], is_booked: Callable[[Collection[UUID]], Awaitable[frozenset[UUID]]]
+    hot: HotStore, records: Iterable[Record], is_booked: CallsAmong, is_recovered: CallsAmong = _none_of
 ) -> Replayed:
-    """Settle what was journaled and is not booked; `is_booked` gives those of some calls that Postgres has.
+    """Settle what was journaled and is not booked; `is_booked` gives those of some calls that Postgres has, and
+    `is_recovered` those of these that it has from a sweeper.
 
     Postgres is asked first, because the hot store remembers ended calls for an hour only. A charge that is on the
     stream for longer than that, while no worker books, is put there twice; the worker leaves the second out and gives
@@ -80,11 +91,14 @@ async def replay_into(
     settled: list[UUID] = []
     superseded: list[Charge] = []
     unreadable: list[UUID] = []
+    recovered: list[Charge] = []
     booked: set[UUID] = set()
     remaining = _once(records)
     while chunk := {record.call_id: record for record in islice(remaining, _CHUNK)}:
         there = await is_booked(chunk.keys())
-        booked |= there
+        swept = await is_recovered(there) if there else there
+        booked |= there - swept
+        recovered += [charge for _, charge in _read_all([chunk[call_id] for call_id in swept], unreadable)]
         settles = _read_all([record for call_id, record in chunk.items() if call_id not in there], unreadable)
         answers = await asyncio.gather(*(hot.settle(hold, charge) for hold, charge in settles), return_exceptions=True)
         for (_, charge), answer in zip(settles, answers, strict=True):
@@ -94,7 +108,7 @@ async def replay_into(
                 settled.append(charge.call_id)
             else:
                 superseded.append(charge)
-    return Replayed(tuple(settled), tuple(superseded), frozenset(booked), tuple(unreadable))
+    return Replayed(tuple(settled), tuple(superseded), frozenset(booked), tuple(unreadable), tuple(recovered))
 
 
 def _once(records: Iterable[Record]) -> Iterator[Record]:
