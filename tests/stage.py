@@ -19,6 +19,7 @@ from gateway.server import PublicServer, config_of
 from gateway.settings import Settings
 from gateway.telemetry import configure_logging
 from gateway.worker import run_worker
+from models.money import parse_amount
 
 PEPPER = "a pepper of tests that is long enough to be one"
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
@@ -54,6 +55,30 @@ class Tenant:
     def admin_headers(self) -> dict[str, str]:
         """Credentials of an administrator."""
         return {"authorization": f"Bearer {self.admin_key}"}
+
+
+@dataclass(slots=True)
+class Listener:
+    """A streamed call as its client sees it; `task` ends with the stream."""
+
+    task: asyncio.Task[None] = field(init=False)
+    status: int = 0
+    call_id: str = ""
+    text: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stream ended as a complete one does."""
+        return self.text.endswith("data: [DONE]\n\n")
+
+
+async def all_hear(listeners: list[Listener], words: str) -> None:
+    """Wait until each listener has heard these words."""
+
+    async def heard() -> bool:
+        return all(words in listener.text for listener in listeners)
+
+    await eventually(heard)
 
 
 @dataclass(slots=True)
@@ -123,6 +148,43 @@ class Stage:
         charges: list[dict[str, Any]] = await eventually(booked)
         assert len(charges) == count
         return charges
+
+    def chat_options(self, tenant: Tenant, words: str, *, stream: bool) -> dict[str, Any]:
+        """How httpx asks the model `m`: a chat of five tokens at most."""
+        message = {"role": "user", "content": words}
+        body = {"model": "m", "messages": [message], "max_tokens": 5, "stream": stream}
+        return {"json": body, "headers": tenant.headers}
+
+    async def chat(self, tenant: Tenant, words: str = "hi") -> httpx.Response:
+        """The answer to a plain chat with the model `m`."""
+        url = f"{self.base_url}/v1/chat/completions"
+        return await self.client.post(url, **self.chat_options(tenant, words, stream=False))
+
+    def listen(self, tenant: Tenant, words: str = "hi", base_url: str | None = None) -> Listener:
+        """Start a streamed chat with the model `m`, here or at another gateway."""
+        listener = Listener()
+        url = f"{base_url or self.base_url}/v1/chat/completions"
+
+        async def hear() -> None:
+            options = self.chat_options(tenant, words, stream=True)
+            async with self.client.stream("POST", url, **options) as answer:
+                listener.status, listener.call_id = answer.status_code, answer.headers["x-request-id"]
+                async for piece in answer.aiter_text():
+                    listener.text += piece
+
+        listener.task = asyncio.create_task(hear())
+        return listener
+
+    async def verified(self, *tenants: Tenant) -> None:
+        """Wait until nothing is held of these, and have the whole ledger verified."""
+        for tenant in tenants:
+
+            async def is_free(tenant: Tenant = tenant) -> bool:
+                return parse_amount((await self.balance(tenant))["held"]["amount"], "USD") == 0
+
+            await eventually(is_free)
+        report = await self.operate("GET", "/verify")
+        assert report["ok"], report
 
     async def quiet(self) -> None:
         """Wait until no call runs and no charge waits for the hot store."""

@@ -49,7 +49,7 @@ class Intake:
         try:
             driver = await self._admit(scope, receive, send, call_id, now)
         except TollgateError as error:
-            await _send_error(send, error, call_id)
+            await _send_error(send, error, call_id, is_last=self.is_draining)
             return
         except _ClientGone:
             return
@@ -183,9 +183,11 @@ async def _read_body(receive: Receive, limit: int) -> bytes:
     raise _too_large(limit)
 
 
-async def _send_error(send: Send, error: TollgateError, call_id: UUID) -> None:
+async def _send_error(send: Send, error: TollgateError, call_id: UUID, *, is_last: bool = False) -> None:
     rendered = render(error, request_id=str(call_id))
+    # While a process drains, a client that kept its connection would be refused on it again and again.
+    headers = [*rendered.headers, (b"connection", b"close")] if is_last else rendered.headers
     # After 413 the server goes on reading and throws away: closing at once would reset the connection before a client
     # that is still sending has read why.
-    await send({"type": "http.response.start", "status": rendered.status, "headers": rendered.headers})
+    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
     await send({"type": "http.response.body", "body": rendered.body})
