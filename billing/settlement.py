@@ -14,7 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -40,7 +40,7 @@ from models.errors import Conflict, InvalidRequest, NotFound
 from models.ids import uuid7
 from models.ledger import Account, AccountKind, GrantKind, PostingKind, Transfer
 from models.money import LARGEST_BALANCE_UNITS, Units
-from models.tables import charge, organization
+from models.tables import organization
 from models.tables import shard as shard_row
 from models.usage import Ending
 
@@ -435,7 +435,8 @@ def _refuses_row(error: Exception) -> bool:
 async def recovered_calls(connection: AsyncConnection, call_ids: Collection[UUID]) -> frozenset[UUID]:
     """Those of the calls that are booked as a sweeper ended them, whose gateway's journal may know better."""
     rows = await connection.execute(
-        select(charge.c.call_id).where(charge.c.call_id.in_(call_ids), charge.c.ending == Ending.RECOVERED.value)
+        text("select call_id from charge where call_id = any(cast(:calls as uuid[])) and ending = 'recovered'"),
+        {"calls": list(call_ids)},
     )
     return frozenset(rows.scalars())
 
@@ -468,7 +469,7 @@ async def _correct(connection: AsyncConnection, journaled: Charge) -> Charge | N
     home = select(organization.c.shard).where(organization.c.id == owner).scalar_subquery()
     # In the order of a worker. An export waits for whoever has a shard, so that no posting appears below its watermark.
     await connection.execute(select(shard_row.c.id).where(shard_row.c.id == home).with_for_update())
-    await _lock(connection, owner, journaled.currency)
+    await _lock(connection, owner)
     booked = await charges.find_charge(connection, call_id, charges.ChargeFilter(organization_id=owner))
     if booked is None:
         raise NotFound(f"call {call_id} is not booked")

@@ -99,14 +99,17 @@ class Recovery:
             await self._compare(recovered)
 
     async def _compare(self, recovered: Collection[UUID]) -> None:
-        """Find what our journal says of calls that a sweeper charged: this is rare, so the disk is read once more."""
+        """Find what our journal says of calls that a sweeper charged: this is rare, so the disk is read once more.
+
+        Those of a segment that is still written come here when it is full, or to the process that finds it.
+        """
         records = await asyncio.to_thread(
             lambda: [record for record in self.journal.written() if record.call_id in recovered]
         )
         await self._replay(records, "journal_replayed")
         if not self.journal.unconfirmed().isdisjoint(recovered):
             await self._inherit()
-        # Read in vain every second they would be otherwise.
+        # Or they would be read in vain every second.
         self._aside |= self.journal.unconfirmed() & frozenset(recovered)
 
     async def _correct(self, journaled: Iterable[Charge]) -> None:
