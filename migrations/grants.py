@@ -32,6 +32,7 @@ RIGHTS: Final = {
     "shard": "select, update (epoch, position, updated_at)",
     "organization_balance": _KEEP,
     "dead_entry": "select, insert, update (resolved_at)",
+    "reconciliation": _APPEND,
     "audit_log": _APPEND,
     # Claims of requests are dropped when they are old.
     "idempotency": f"{_KEEP}, delete",

@@ -401,6 +401,37 @@ dead_entry = Table(
     Column("resolved_at", MOMENT),
 )
 
+reconciliation = Table(
+    "reconciliation",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    # By name, as charges name it: what was found outlives the backend.
+    Column("backend", Text, nullable=False),
+    Column("at", MOMENT, nullable=False),
+    Column("since", MOMENT),
+    Column("verdict", Text, nullable=False),
+    Column("reason", Text),
+    Column("calls_in_flight", Integer),
+    # Where the next one starts: the backend's counters, and the ledger's sums of calls begun at `counted_from` or
+    # later.
+    Column("counter_input", BigInteger),
+    Column("counter_output", BigInteger),
+    Column("input_rounding", BigInteger),
+    Column("output_rounding", BigInteger),
+    Column("counted_from", MOMENT, nullable=False),
+    Column("ledger_input", BigInteger),
+    Column("ledger_output", BigInteger),
+    Column("ledger_estimated_calls", BigInteger),
+    # Tokens from `since` to `at`: by the backend's count, and by the ledger's.
+    Column("metered_input", BigInteger),
+    Column("metered_output", BigInteger),
+    Column("charged_input", BigInteger),
+    Column("charged_output", BigInteger),
+    Column("estimated_calls", BigInteger),
+    _one_of("verdict", "baseline", "equal", "differs", "restarted", "unreachable"),
+    Index("reconciliation_backend_id_idx", "backend", "id"),
+)
+
 # Administration ------------------------------------------------------------------------------------------------------
 
 audit_log = Table(

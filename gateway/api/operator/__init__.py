@@ -13,10 +13,21 @@ from gateway.api.operator import (
     oversight,
     prices,
     projects,
+    reconciliation,
 )
 from gateway.auth import require_operator
 
 # The guard stands here too, so that a route is guarded whatever its file forgets.
 router = APIRouter(prefix="/operator/v1", tags=["operator"], dependencies=[Depends(require_operator)])
-for room in (organizations, projects, credentials, grants, backends, language_models, prices, oversight):
+for room in (
+    organizations,
+    projects,
+    credentials,
+    grants,
+    backends,
+    language_models,
+    prices,
+    oversight,
+    reconciliation,
+):
     router.include_router(room.router)
