@@ -18,6 +18,7 @@ from gateway.embedded.redis import Redis
 from models.reconciliation import Comparison, Counters, LedgerSums, Measure, Reconciliation, Verdict
 from tests.conftest import Database
 from tests.journeys.test_first_calls import mixed_call
+from tests.scripted import DONE, Asked, end, open_stream, said, scripted_backend, send, usage
 from tests.stage import Stage, Tenant, raise_curtain
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
@@ -102,6 +103,35 @@ async def test_charges_that_wait_for_a_worker_are_counted(stage: Stage) -> None:
     await stage.charges(tenant, 6)
     booked = await reconciled(stage)
     assert (booked["verdict"], booked["charged"]) == ("equal", {"input_tokens": 0, "output_tokens": 0})
+
+
+async def test_calls_in_flight_are_told(stage: Stage) -> None:
+    tenant = await stage.tenant()
+    await reconciled(stage)
+    more = asyncio.Event()
+
+    async def script(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await open_stream(writer)
+        await send(writer, said("first"))
+        await more.wait()
+        await send(writer, said("last", finish="stop"), usage(5, 2), DONE)
+        await end(writer)
+
+    async with scripted_backend(script) as slow:
+        await stage.backend(slow.url, kind="openai", model="slow")
+        body = {"model": "slow", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+        url = f"{stage.base_url}/v1/chat/completions"
+        async with stage.client.stream("POST", url, json=body, headers=tenant.headers) as answer:
+            pieces = answer.aiter_bytes()
+            assert b"first" in await anext(pieces)
+            during = await reconciled(stage)
+            more.set()
+            assert b"[DONE]" in b"".join([piece async for piece in pieces])
+        await stage.quiet()
+    assert (during["verdict"], during["calls_in_flight"]) == ("equal", 1)
+    after = await reconciled(stage)
+    # The other backend's call is none of this one's.
+    assert (after["calls_in_flight"], after["charged"]) == (0, {"input_tokens": 0, "output_tokens": 0})
 
 
 async def test_a_restart_begins_anew_and_a_busy_difference_is_no_base(stage: Stage) -> None:
