@@ -159,6 +159,7 @@ async def test_both_rows_are_what_the_journal_says(opened: Opening, scene: Scene
     assert first.charge.amount + second.charge.amount == truth.amount
     assert second.charge.corrects == truth.call_id
     assert second.charge.call_id == correction_id(truth.call_id)
+    assert second.charge.created_at == first.charge.created_at, "both are in one period"
     assert second.charge.output_tokens == max(0, usage.output - 100)
     assert (second.charge.ending, second.charge.usage_source) == (Ending.FINISHED, UsageSource.BACKEND)
     assert second.charge.counted is not None
