@@ -236,14 +236,16 @@ async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> As
     serving = asyncio.create_task(server._serve(sockets=[listener]))
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     limits = httpx.Limits(max_connections=400, max_keepalive_connections=100)
-    async with httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as client:
-        stage = Stage(app, settings, base_url, client, {"authorization": f"Bearer {operator_key}"})
-        await stage.start_worker()
-        try:
-            await stage.ready()
-            yield stage
-        finally:
-            await stage.stop_worker()
-    server.should_exit = True
-    await serving
-    await app.close()
+    try:
+        async with httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as client:
+            stage = Stage(app, settings, base_url, client, {"authorization": f"Bearer {operator_key}"})
+            await stage.start_worker()
+            try:
+                await stage.ready()
+                yield stage
+            finally:
+                await stage.stop_worker()
+    finally:
+        server.should_exit = True
+        await serving
+        await app.close()

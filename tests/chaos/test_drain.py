@@ -28,7 +28,7 @@ AT_ONCE = 50
 """Streams begun together: the backend of these tests takes so many connections in one breath."""
 STREAM_SECONDS = 2.0
 PIECES = 10
-WINDOW_SECONDS = 4.5
+WINDOW_SECONDS = 4.0
 OUTLASTING = 20
 """Streams that are still open when the drain window ends."""
 EXIT_SECONDS = 5.0
