@@ -46,4 +46,3 @@ def test_command_is_taken(line: str) -> None:
         command, rest = command.commands[rest[0]], rest[1:]
     # Parses and converts, and does nothing.
     command.make_context(command.name, list(rest))
-
