@@ -113,7 +113,6 @@ class Tollgate:
         self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
         self.api.state.readiness = self.readiness
-        self.api.state.readiness = probes.Readiness(self.parts)
         await self.parts.catalog.refresh(force=True)
         self._tasks = [
             asyncio.create_task(self.parts.catalog.run(self._stop)),
@@ -140,7 +139,7 @@ class Tollgate:
     async def drain(self) -> None:
         """Take no new calls, let running ones end, make every charge durable."""
         self._intake.is_draining = True
-        self.api.state.readiness.drain()
+        self.readiness.drain()
         await self.running.drain(self.settings.drain_seconds)
 
     def hurry(self) -> None:
@@ -175,7 +174,7 @@ async def _serve(settings: Settings, on_ready: Callable[[int, int], None] | None
     internal_socket = _listen(settings.internal_host, settings.internal_port)
     app = Tollgate(settings)
     await app.open()
-    internal = InternalServer(config_of(probes.internal_app(app.parts, app.api.state.readiness), http="httptools"))
+    internal = InternalServer(config_of(probes.internal_app(app.parts, app.readiness), http="httptools"))
     public = PublicServer(config_of(app, http=PublicProtocol), app.drain, app.hurry)
     internal_task = asyncio.create_task(internal.serve(sockets=[internal_socket]))
     ports = public_socket.getsockname()[1], internal_socket.getsockname()[1]

@@ -73,6 +73,7 @@ class KeyCache(Generic[P]):
         self._waiting: dict[bytes, None] = {}
         self._waiting_known: dict[bytes, None] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._queries: set[asyncio.Task[dict[bytes, KnownKey[P]]]] = set()
         self._away_until = 0.0
 
     def fresh(self, digest: bytes) -> P | None:
@@ -124,8 +125,7 @@ class KeyCache(Generic[P]):
         while batch := self._next_batch():
             asked_at = self._monotonic()
             try:
-                async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS), self._engine.connect() as connection:
-                    found = await self._find(connection, batch, self._clock.now())
+                found = await self._found(batch)
             except Exception as error:
                 # Whatever went wrong, those who wait get an answer: a hung call would cost more than a refused one.
                 _log.warning("key_lookup_failed", reason=type(error).__name__)
@@ -136,6 +136,21 @@ class KeyCache(Generic[P]):
                 answers = {digest: self._remember(digest, found.get(digest), asked_at) for digest in batch}
             for digest, answer in answers.items():
                 self._answers.pop(digest).set_result(answer)
+
+    async def _found(self, batch: Collection[bytes]) -> dict[bytes, KnownKey[P]]:
+        query = asyncio.create_task(self._query(batch))
+        self._queries.add(query)
+        query.add_done_callback(self._queries.discard)
+        # Left behind when late, not awaited: the driver takes 2 s more to close a connection that does not answer.
+        await asyncio.wait([query], timeout=LOOKUP_TIMEOUT_SECONDS)
+        if not query.done():
+            query.cancel()
+            raise TimeoutError
+        return query.result()
+
+    async def _query(self, batch: Collection[bytes]) -> dict[bytes, KnownKey[P]]:
+        async with self._engine.connect() as connection:
+            return await self._find(connection, batch, self._clock.now())
 
     def _next_batch(self) -> list[bytes]:
         batch = list(islice(self._waiting_known, BATCH_LIMIT))
