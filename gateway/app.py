@@ -123,6 +123,8 @@ class Tollgate:
         if journal is not None:
             recovery = Recovery(journal, hot, engine, self.parts.catalog)
             self._tasks.append(asyncio.create_task(recovery.run(self._stop)))
+        for task in self._tasks:
+            task.add_done_callback(_tell_of_death)
 
     async def _follow_catalog(self) -> None:
         """Load tokenizers whenever the catalog has changed."""
@@ -158,6 +160,12 @@ class Tollgate:
         self.running.tokenizers.close()
         await self.parts.hot.close()
         await self.parts.engine.dispose()
+
+
+def _tell_of_death(task: asyncio.Task[Any]) -> None:
+    """What runs beside the calls must not end unnoticed."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("background_work_ended", name=getattr(task.get_coro(), "__qualname__", ""), exc_info=error)
 
 
 def serve(settings: Settings, on_ready: Callable[[int, int], None] | None = None) -> None:

@@ -74,6 +74,14 @@ def read_any(data: bytes | msgspec.Raw) -> Any:
         return None
 
 
+def read_choice(choice: Any) -> Choice | None:
+    """A choice of an answer that did not stream; its `message` has the shape of a delta. None where it is none."""
+    try:
+        return msgspec.convert({**choice, "delta": choice.get("message")}, Choice)
+    except (msgspec.ValidationError, AttributeError, TypeError):
+        return None
+
+
 def text_of(choice: Choice) -> str:
     """All the text an event adds to a choice: content, refusal, reasoning, names and arguments of tool calls."""
     delta = choice.delta

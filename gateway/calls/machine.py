@@ -296,7 +296,7 @@ class Call:
         if not isinstance(answer, dict) or self.request.stream or "error" in answer:
             self._fail_before_first_byte(BackendFailed("The model's backend sent an answer that is none."), False)
             return
-        self.meter.see_answer(answer.get("usage"))
+        self.meter.see_answer(answer)
         if "model" in answer and self.deployment.backend_model != self.request.model:
             body = _encode({**answer, "model": self.request.model})
         self._aggregate = None

@@ -13,7 +13,7 @@ import msgspec
 
 from billing.charges import Measured
 from gateway.backends.dialect import Dialect
-from gateway.backends.events import Chunk, read_any, text_of
+from gateway.backends.events import Chunk, read_any, read_choice, text_of
 from models.call import CallRequest
 from models.usage import BilledCount, TokenUsage, UsageSource
 
@@ -79,13 +79,19 @@ class Meter:
         if chunk.timings and self.dialect.sums_choices and choices:
             self._see_timings(chunk.timings, choices[0].index)
 
-    def see_answer(self, usage: Any) -> None:
-        """Take in the usage of an answer that did not stream."""
-        reading = self._reading(usage)
+    def see_answer(self, answer: dict[str, Any]) -> None:
+        """Take in an answer that did not stream: its usage, and its text, in case there is no usage to go by."""
+        choices = answer.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            read = read_choice(choice)
+            if read is not None and (text := text_of(read)):
+                self.chunks += 1
+                self._keep(read.index, text)
+        reading = self._reading(answer.get("usage"))
         if reading is not None:
             self.is_answer = True
             self.final[0] = reading
-            self.raw.append(usage)
+            self.raw.append(answer["usage"])
 
     def _keep(self, index: int, text: str) -> None:
         self._kept_text += len(text)

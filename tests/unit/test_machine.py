@@ -219,6 +219,17 @@ def test_embeddings_pass_as_they_are() -> None:
     assert (play.charge.input_tokens, play.charge.output_tokens) == (7, 0)
 
 
+def test_an_answer_without_stream_and_usage_is_counted_by_us() -> None:
+    message = {"role": "assistant", "content": "Hey", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    body = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": message}]}).encode()
+    play = Play(chat_request(), deployment(BackendKind.OPENAI)).open(200, b"application/json").say(body)
+    play.call.upstream_end()
+    play.take()
+    assert play.of(CountTokens)[0].texts == ("Heyf{}",)
+    assert play.settle().body == body
+    assert (play.charge.output_tokens, play.charge.usage_source) == (5, UsageSource.TIKTOKEN)
+
+
 def test_a_model_sold_under_another_name_keeps_it() -> None:
     play = Play(chat_request(stream=True), deployment(known_as="internal/x")).open()
     play.say(delta("x", model="internal/x"))
