@@ -7,7 +7,6 @@ import gc
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import structlog
@@ -70,7 +69,6 @@ class Tollgate:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.protocol = partial(PublicProtocol, body_seconds=settings.body_timeout_seconds)
         self.api = make_api(docs_enabled=settings.docs_enabled)
         self.parts: Parts
         self.running: Running
@@ -80,11 +78,20 @@ class Tollgate:
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI: metered endpoints take the call path, all others FastAPI."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS:
-            await self._intake(scope, receive, send)
-        else:
-            await self.api(scope, receive, send)
+        """ASGI: everything but the metered endpoints, which `protocol` hands to the call path."""
+        await self.api(scope, receive, send)
+
+    def protocol(self, *arguments: Any, **options: Any) -> PublicProtocol:
+        """The protocol of the public port, to be handed to uvicorn."""
+        settings = self.settings
+        return PublicProtocol(
+            *arguments,
+            metered=self._intake.begin,
+            paths=ENDPOINTS,
+            body_seconds=settings.body_timeout_seconds,
+            body_limit_bytes=settings.max_body_bytes,
+            **options,
+        )
 
     async def open(self) -> None:
         """Open all parts and start what runs beside the calls. A part that is away now is awaited, not needed."""
@@ -183,7 +190,7 @@ async def _serve(settings: Settings, on_ready: Callable[[int, int], None] | None
     app = Tollgate(settings)
     await app.open()
     internal = InternalServer(config_of(probes.internal_app(app.parts, app.readiness), http="httptools"))
-    public = PublicServer(config_of(app, http=PublicProtocol), app.drain, app.hurry)
+    public = PublicServer(config_of(app, http=app.protocol), app.drain, app.hurry)
     internal_task = asyncio.create_task(internal.serve(sockets=[internal_socket]))
     ports = public_socket.getsockname()[1], internal_socket.getsockname()[1]
     _log.info("listening", host=settings.host, port=ports[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.exchange import Exchange
 from models.ids import uuid7
 
 HEADER_SECONDS = 10.0
@@ -23,8 +24,6 @@ HEAD_LIMIT_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 75
 MAX_CONNECTIONS = 8_192
 
-DISCONNECT = "tollgate.disconnect"
-
 _REFUSED = {
     400: (b"400 Bad Request", b"This is not a valid HTTP request."),
     408: (b"408 Request Timeout", b"The request did not arrive in time."),
@@ -32,57 +31,38 @@ _REFUSED = {
 }
 
 
-class _Corked:
-    """A transport that sends what is written in one turn of the event loop at once.
-
-    uvicorn writes head and body of an answer one by one: a system call each, a tenth of all CPU time of a plain call.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._waiting: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        """Send with whatever else is written in this turn."""
-        if not self._waiting:
-            self._loop.call_soon(self._flush)
-        self._waiting.append(data)
-
-    def close(self) -> None:
-        """Send what waits, and close."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._transport.write(b"".join(waiting))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
 class PublicProtocol(HttpToolsProtocol):
     """uvicorn's protocol with bounds on a request, in time and in bytes of its head, and errors in our shape.
 
-    It tells at once when a client leaves: `scope["extensions"]["tollgate.disconnect"]["watch"]` takes a function, or
-    None, which spares each call a task that waits for `http.disconnect`.
+    A POST to one of the metered `paths` becomes an `Exchange` and goes to `metered` at the end of its head, without
+    ASGI; all else goes to the application.
     """
 
-    _on_disconnect: Callable[[], None] | None = None
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _exchange: Exchange | None = None
 
-    def __init__(self, *arguments: Any, body_seconds: float = BODY_SECONDS, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        metered: Callable[[Exchange], None],
+        paths: Collection[str],
+        body_seconds: float,
+        body_limit_bytes: int,
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
+        self._metered = metered
+        self._paths = {path.encode(): path for path in paths}
         self._body_seconds = body_seconds
+        self._body_limit_bytes = body_limit_bytes
+
+    # asyncio.Protocol ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """asyncio: a client connected."""
         super().connection_made(transport)
-        self.transport = _Corked(transport, self.loop)  # type: ignore[assignment]
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
             return
@@ -92,44 +72,99 @@ class PublicProtocol(HttpToolsProtocol):
         """asyncio: the client is gone."""
         self._arrived()
         super().connection_lost(exc)
-        if self._on_disconnect is not None:
-            self._on_disconnect()
-            self._on_disconnect = None
-
-    def on_message_begin(self) -> None:
-        """httptools: a request begins."""
-        super().on_message_begin()
-        self.scope["extensions"] = {DISCONNECT: {"watch": self._watch}}
-
-    def _watch(self, on_disconnect: Callable[[], None] | None) -> None:
-        self._on_disconnect = on_disconnect
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.lost()
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes came."""
         if self._in_head:
-            if self._timer is None:
-                self._wait(HEADER_SECONDS)
             self._head_bytes += len(data)
             # A body that comes with its head is no part of it, hence the look for the end of the head.
             if self._head_bytes > HEAD_LIMIT_BYTES and b"\r\n\r\n" not in data[:HEAD_LIMIT_BYTES]:
                 self._refuse(431)
                 return
         super().data_received(data)
-        if not self._in_head and self._timer is None:
-            self._wait(self._body_seconds)
+        # A request that came in one piece needs no timer, and most do.
+        if self._timer is None and self._head_bytes and self.parser is not None:
+            self._wait(HEADER_SECONDS if self._in_head else self._body_seconds)
+
+    def resume_writing(self) -> None:
+        """asyncio: what waited was sent."""
+        super().resume_writing()
+        if self._exchange is not None:
+            self._exchange.writable()
+
+    # httptools -------------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """httptools: a request begins. The ASGI scope is made when it is known to be needed."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
     def on_headers_complete(self) -> None:
         """httptools: the head is complete."""
         self._arrived()
         self._in_head = False
-        super().on_headers_complete()
+        path = self._paths.get(self.url.partition(b"?")[0])
+        if path is None or self.parser.get_method() != b"POST":
+            url, headers, expects_continue = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.expect_100_continue = url, expects_continue
+            self.headers += headers
+            super().on_headers_complete()
+            return
+        before = self.cycle
+        is_http_1_0 = self.parser.get_http_version() == "1.0"
+        self.cycle = exchange = Exchange(  # type: ignore[assignment]
+            path,
+            self.headers,
+            transport=self.transport,
+            flow=self.flow,
+            limit_bytes=self._body_limit_bytes,
+            keep_alive=not is_http_1_0 and self.parser.should_keep_alive(),
+            is_http_1_0=is_http_1_0,
+            expects_continue=self.expect_100_continue,
+            on_complete=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start(exchange)
+        else:
+            # Sent before the last one was answered: it waits in uvicorn's line.
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+
+    def _start(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._metered(exchange)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """uvicorn: the turn of this request has come."""
+        if isinstance(cycle, Exchange):
+            self._start(cycle)
+        else:
+            self._exchange = None
+            super()._start_asgi_task(cycle, app)
+
+    def on_body(self, body: bytes) -> None:
+        """httptools: a piece of a body."""
+        if isinstance(self.cycle, Exchange):
+            self.cycle.body_came(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """httptools: the request is complete; what follows is the head of the next."""
-        super().on_message_complete()
         self._arrived()
         self._in_head = True
         self._head_bytes = 0
+        if isinstance(self.cycle, Exchange):
+            self.cycle.body_ended()
+        else:
+            super().on_message_complete()
+
+    # Bounds ----------------------------------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn: the bytes are no HTTP."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import structlog
 from pydantic import SecretStr
 
 from billing.store.engine import make_engine
@@ -249,3 +250,5 @@ async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> As
         server.should_exit = True
         await serving
         await app.close()
+        # Tests after this one may look for lines below the level that was set here.
+        structlog.reset_defaults()

@@ -1,7 +1,8 @@
 """The call path's own connection to Redis: the commands of one turn of the event loop leave in one write.
 
-A general client spends 60 to 100 µs of CPU on a command that is sent alone. Here a command is packed, appended, and its
-reply resolves a plain future in the order of sending; many calls at once share each system call.
+A general client spends 60 to 100 µs of CPU on a command that is sent alone. Here a command is packed and appended, and
+its reply is handed to a function in the order of sending; many calls at once share each system call. Futures are for
+those who can afford a turn of the event loop.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import hashlib
 import re
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -23,6 +25,9 @@ from models.errors import Unavailable
 
 Argument = bytes | str | int
 """What a command is made of."""
+
+Then = Callable[[Any], None]
+"""Is handed a reply (bytes, int, list or None) or the `Unavailable` that came instead of one; must not raise."""
 
 TIMEOUT_MS: Final = 1_500
 CONNECT_TIMEOUT_MS: Final = 1_000
@@ -108,9 +113,9 @@ class _Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._out: list[bytes] = []
-        # Each future with the tick at which it is overdue. One timer serves them all, a timer each would cost more
-        # CPU than the command.
-        self._pending: deque[tuple[asyncio.Future[Any], int]] = deque()
+        # Who waits, with the tick at which the reply is overdue. One timer serves them all, a timer each would cost
+        # more CPU than the command.
+        self._pending: deque[tuple[Then, int]] = deque()
         self._tick = 0
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -118,19 +123,17 @@ class _Wire(asyncio.Protocol):
         self.loss = "the connection was closed"
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
-    def send(self, arguments: tuple[Argument, ...], timeout_ms: int) -> asyncio.Future[Any]:
-        """Queue one command for this turn of the loop; the future has its reply."""
+    def send(self, arguments: tuple[Argument, ...], timeout_ms: int, then: Then) -> None:
+        """Queue one command for this turn of the loop; `then` is handed what comes back."""
         if self.closed:
             raise _unavailable(self.loss)
         packed: bytes = hiredis.pack_command(cast("Any", arguments))
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(packed)
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._pending.append((future, self._tick + timeout_ms // TICK_MS + 1))
+        self._pending.append((then, self._tick + timeout_ms // TICK_MS + 1))
         if self._timer is None:
             self._timer = self._loop.call_later(TICK_MS / 1_000, self._check)
-        return future
 
     def drop(self, reason: str) -> None:
         """Close the socket now; what is unanswered fails with `reason`."""
@@ -151,14 +154,11 @@ class _Wire(asyncio.Protocol):
             while (reply := reader.gets()) is not _MORE:
                 if not pending:
                     return self.drop("Redis sent an answer to nothing")
-                future = pending.popleft()[0]
-                # A caller that was cancelled has cancelled its future with it.
-                if future.done():
-                    continue
+                then = pending.popleft()[0]
                 if isinstance(reply, hiredis.ReplyError):
-                    self._refuse(future, str(reply))
+                    self._refuse(then, str(reply))
                 else:
-                    future.set_result(reply)
+                    then(reply)
         except hiredis.ProtocolError as error:
             self.drop(f"Redis broke its protocol: {error}")
 
@@ -171,11 +171,11 @@ class _Wire(asyncio.Protocol):
         self._fail()
         self.lost.set_result(None)
 
-    def _refuse(self, future: asyncio.Future[Any], text: str) -> None:
+    def _refuse(self, then: Then, text: str) -> None:
         if text.startswith("NOSCRIPT"):
-            return future.set_exception(_ScriptUnknown(text))
+            return then(_ScriptUnknown(text))
         cause = _INSIDE_SCRIPT.sub("", text)
-        future.set_exception(_unavailable(cause))
+        then(_unavailable(cause))
         if cause.startswith("READONLY"):
             # This server is no longer the primary; its name may lead to the new one.
             self.drop("Redis became a replica")
@@ -197,9 +197,8 @@ class _Wire(asyncio.Protocol):
 
     def _fail(self) -> None:
         pending, self._pending = self._pending, deque()
-        for future, _ in pending:
-            if not future.done():
-                future.set_exception(_unavailable(self.loss))
+        for then, _ in pending:
+            then(_unavailable(self.loss))
 
 
 class HotConnection:
@@ -241,17 +240,37 @@ class HotConnection:
         Raises `Unavailable` here while there is no connection, and from the future where Redis refuses or the
         connection is lost. A command that is not answered in `timeout_ms` (to the nearest 40 ms) costs the connection.
         """
-        wire = self._wire
-        if wire is None:
-            raise _unavailable(self._absence)
-        return wire.send(arguments, timeout_ms)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._send(arguments, timeout_ms, partial(resolve, future))
+        return future
 
     async def run(self, script: Script, key_count: int, *arguments: Argument, timeout_ms: int = TIMEOUT_MS) -> Any:
         """Run a script, of which the first `key_count` arguments are keys; loads it where Redis does not know it."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.start(script, key_count, arguments, timeout_ms, partial(resolve, future))
+        return await future
+
+    def start(self, script: Script, key_count: int, arguments: Sequence[Argument], timeout_ms: int, then: Then) -> None:
+        """`run` without waiting: `then` is handed the reply or the error, in this turn of the loop or later."""
+
+        def known(reply: Any) -> None:
+            if type(reply) is not _ScriptUnknown:
+                return then(reply)
+            try:
+                self._send(("EVAL", script.source, key_count, *arguments), timeout_ms, then)
+            except Unavailable as error:
+                then(error)
+
         try:
-            return await self.execute("EVALSHA", script.sha1, key_count, *arguments, timeout_ms=timeout_ms)
-        except _ScriptUnknown:
-            return await self.execute("EVAL", script.source, key_count, *arguments, timeout_ms=timeout_ms)
+            self._send(("EVALSHA", script.sha1, key_count, *arguments), timeout_ms, known)
+        except Unavailable as error:
+            then(error)
+
+    def _send(self, arguments: tuple[Argument, ...], timeout_ms: int, then: Then) -> None:
+        wire = self._wire
+        if wire is None:
+            raise _unavailable(self._absence)
+        wire.send(arguments, timeout_ms, then)
 
     def drop(self, reason: str) -> None:
         """Give up the present socket, failing what waits on it; a new one is opened after the backoff."""
@@ -296,7 +315,11 @@ class HotConnection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_MS / 1_000):
                 await self._reach(lambda: wire)
-                replies = [wire.send(command, CONNECT_TIMEOUT_MS) for command in self._address.introduction()]
+                replies = []
+                for command in self._address.introduction():
+                    reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                    wire.send(command, CONNECT_TIMEOUT_MS, partial(resolve, reply))
+                    replies.append(reply)
                 await asyncio.gather(*replies)
         except BaseException:
             wire.drop("the connection could not be opened")
@@ -314,6 +337,16 @@ class HotConnection:
 
 class _ScriptUnknown(Unavailable):
     """Redis was restarted or flushed and does not know the script any more."""
+
+
+def resolve(future: asyncio.Future[Any], answer: Any) -> None:
+    """Give an answer to who awaits it; one that was cancelled has cancelled its future with it."""
+    if future.done():
+        return
+    if isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 def _unavailable(reason: str) -> Unavailable:

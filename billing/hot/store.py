@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from billing.hot.connection import TIMEOUT_MS, Argument, HotConnection, Script
+from billing.hot.connection import TIMEOUT_MS, Argument, HotConnection, Script, resolve
 from billing.hot.entries import decode_checkpoint, decode_hold, encode_charge, encode_checkpoint, encode_hold
 from billing.hot.keys import SHARD_KEYS, SHARDS
 from models.call import BucketState, Charge, Checkpoint, Hold, HoldRefusal, HoldRequest, RateBucket, RefusedHold
-from models.errors import BrokenPromise
+from models.errors import BrokenPromise, TollgateError, Unavailable
 from models.money import LARGEST_BALANCE_UNITS, Units
 
 _HOLD: Final = Script.of("buckets", "hold")
@@ -138,6 +139,14 @@ class HotStore:
         A `retry_after_ms` of 0 on a rate refusal means that no wait helps: the call costs more than a full bucket.
         Raises `BrokenPromise` for a call id that has ended, or that holds something else.
         """
+        answer: asyncio.Future[Hold | RefusedHold] = asyncio.get_running_loop().create_future()
+        self.start_hold(request, epoch, partial(resolve, answer))
+        return await answer
+
+    def start_hold(
+        self, request: HoldRequest, epoch: int, then: Callable[[Hold | RefusedHold | TollgateError], None]
+    ) -> None:
+        """`hold` without waiting: `then` is handed the answer, or the error that `hold` would raise."""
         assert 0 <= request.amount <= LARGEST_BALANCE_UNITS, f"a hold of {request.amount} units"
         origin = request.origin
         keys, call, organization = SHARD_KEYS[origin.shard], str(origin.call_id), str(origin.organization_id)
@@ -162,27 +171,24 @@ class HotStore:
             arguments += (bucket.scope, bucket.per_minute, bucket.cost)
         for place in request.in_flight:
             arguments += (place.scope, place.limit)
-        reply = await self._connection.run(_HOLD, 8, *arguments, timeout_ms=self._timeout_ms)
-        match reply[0]:
-            case b"placed":
-                return Hold(request, _states(request.buckets, reply[1:]))
-            case b"ended" | b"different" as status:
-                raise BrokenPromise(f"call id {call} was used twice: {status.decode()}")
-            case _:
-                return _refusal(request, reply)
+        self._connection.start(_HOLD, 8, arguments, self._timeout_ms, lambda reply: then(_answer(request, reply)))
 
     async def settle(self, hold: Hold, charge: Charge) -> bool:
         """End the call of `hold` with `charge`; False where it had ended before and nothing changed.
 
         A call that was given up for dead and voided can still be settled: it has no charge yet.
         """
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.start_settle(hold, charge, partial(resolve, answer))
+        return bool(await answer)
+
+    def start_settle(self, hold: Hold, charge: Charge, then: Callable[[int | Unavailable], None]) -> None:
+        """`settle` without waiting: `then` is handed 1 or 0, or the error that `settle` would raise."""
         origin = hold.request.origin
         assert charge.call_id == origin.call_id, "a charge ends the call it was made for"
         assert 0 <= charge.amount <= hold.request.amount, "a charge stays within its hold"
         call, organization = str(origin.call_id), str(origin.organization_id)
-        settled = await self._connection.run(
-            _SETTLE,
-            9,
+        arguments: list[Argument] = [
             *_keys_of_call(origin.shard, call, organization),
             SHARD_KEYS[origin.shard].stream,
             call,
@@ -191,9 +197,8 @@ class HotStore:
             charge.amount,
             encode_charge(charge),
             charge.input_tokens + charge.output_tokens,
-            timeout_ms=self._timeout_ms,
-        )
-        return bool(settled)
+        ]
+        self._connection.start(_SETTLE, 9, arguments, self._timeout_ms, then)
 
     async def void(self, hold: Hold, *, abandoned: bool = False) -> bool:
         """End the call of `hold` without a charge; False where there was no open hold to release.
@@ -465,6 +470,19 @@ def _states(buckets: Sequence[RateBucket], numbers: Sequence[int]) -> tuple[Buck
     """The states behind an answer; there are none where the buckets were not looked at."""
     pairs = zip(buckets, numbers[::2], numbers[1::2], strict=False)
     return tuple(BucketState(bucket.scope, bucket.per_minute, left, reset_ms) for bucket, left, reset_ms in pairs)
+
+
+def _answer(request: HoldRequest, reply: Any) -> Hold | RefusedHold | TollgateError:
+    """What the script `hold` has said, as the call path knows it."""
+    if isinstance(reply, TollgateError):
+        return reply
+    match reply[0]:
+        case b"placed":
+            return Hold(request, _states(request.buckets, reply[1:]))
+        case b"ended" | b"different" as status:
+            return BrokenPromise(f"call id {request.origin.call_id} was used twice: {status.decode()}")
+        case _:
+            return _refusal(request, reply)
 
 
 def _refusal(request: HoldRequest, reply: Sequence[Any]) -> RefusedHold:

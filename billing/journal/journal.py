@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -15,7 +16,7 @@ import structlog
 from billing.journal.claims import Claim, claim, instances
 from billing.journal.frames import FRAME_BYTES, HEADER_BYTES, Record
 from billing.journal.segments import DAMAGED_SUFFIX, Contents, read_segment, segment_paths, sync_directory
-from billing.journal.writer import JournalUnavailable, Outcome, Sealed, Writer
+from billing.journal.writer import JournalUnavailable, Outcome, Sealed, Then, Writer
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 
@@ -86,18 +87,20 @@ class Journal:
         The future fails with `JournalUnavailable` where the disk is full and the reserve used up, or fails again and
         again. Such a record may be found by a later replay all the same.
         """
-        assert 0 < record.kind < 256, f"a record of kind {record.kind}"
         future: asyncio.Future[None] = self._loop.create_future()
+        self.start(record, partial(_resolve, future), in_flight=in_flight)
+        return future
+
+    def start(self, record: Record, then: Then, *, in_flight: int = 0) -> None:
+        """`append` without waiting: `then` is told None or the error, in this turn of the loop or later."""
+        assert 0 < record.kind < 256, f"a record of kind {record.kind}"
         if self._is_closed:
-            future.set_exception(JournalUnavailable("the journal is closed"))
+            then(JournalUnavailable("the journal is closed"))
         elif len(record.payload) > self._largest_bytes:
-            future.set_exception(
-                JournalUnavailable(f"a record of {len(record.payload)} bytes is larger than a segment")
-            )
+            then(JournalUnavailable(f"a record of {len(record.payload)} bytes is larger than a segment"))
         else:
             self._writer.in_flight = in_flight
-            self._writer.put((record, future))
-        return future
+            self._writer.put((record, then))
 
     @property
     def is_healthy(self) -> bool:
@@ -240,12 +243,10 @@ class Journal:
             self._loop.call_soon_threadsafe(self._heard, outcome)
 
     def _heard(self, outcome: Outcome) -> None:
-        for future in outcome.futures[: outcome.durable]:
-            if not future.done():
-                future.set_result(None)
-        for future in outcome.futures[outcome.durable :]:
-            if not future.done():
-                future.set_exception(JournalUnavailable(f"the journal cannot be written ({outcome.reason})"))
+        for then in outcome.waiting[: outcome.durable]:
+            then(None)
+        for then in outcome.waiting[outcome.durable :]:
+            then(JournalUnavailable(f"the journal cannot be written ({outcome.reason})"))
         for sealed in outcome.sealed:
             self._keep(sealed)
         self._log_trouble()
@@ -264,3 +265,12 @@ class Journal:
         else:
             _log.info("journal_goes_on")
         self._logged = trouble
+
+
+def _resolve(future: asyncio.Future[None], error: JournalUnavailable | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -44,18 +43,21 @@ class Sealed:
     call_ids: frozenset[UUID]
 
 
+Then = Callable[[JournalUnavailable | None], None]
+"""Is told that a record is on disk (None), or why that is not known."""
+
+Ticket = tuple[Record, Then]
+"""A record, and who waits for it; this thread hands that back and never calls it."""
+
+
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: the first `durable` futures are on disk, `reason` says why the others are not."""
+    """What became of a batch: the first `durable` records are on disk, `reason` says why the others are not."""
 
-    futures: Sequence[asyncio.Future[None]] = ()
+    waiting: Sequence[Then] = ()
     durable: int = 0
     reason: str = ""
     sealed: list[Sealed] = field(default_factory=list)
-
-
-Ticket = tuple[Record, "asyncio.Future[None]"]
-"""A record, and the future that its owner waits for; this thread hands the future back and never touches it."""
 
 
 class Writer:
@@ -143,7 +145,7 @@ class Writer:
             time.sleep(rest_ns / 1_000 / _NS_PER_MS)
 
     def _commit(self, batch: list[Ticket]) -> Outcome:
-        outcome = Outcome([future for _, future in batch])
+        outcome = Outcome([then for _, then in batch])
         tries = _TRIES
         try:
             while outcome.durable < len(batch):

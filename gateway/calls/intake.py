@@ -1,13 +1,14 @@
-"""The intake of the call path: from an ASGI request to an admitted call, or to an error before any money is held."""
+"""The intake of the call path: from a request on a metered path to an admitted call, or to an error before any hold."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import structlog
-from starlette.types import Receive, Scope, Send
 
 from billing.admission import hold_request, permit
 from gateway import telemetry
@@ -18,6 +19,7 @@ from gateway.backends import DIALECTS
 from gateway.calls.driver import Driver
 from gateway.calls.machine import Attempt, Call
 from gateway.calls.running import Running
+from gateway.exchange import Exchange
 from gateway.parts import Parts
 from gateway.routing import order
 from models.account import Principal
@@ -27,7 +29,7 @@ from models.errors import InvalidRequest, ModelNotFound, TollgateError, Unavaila
 from models.ids import uuid7
 
 ENDPOINTS: dict[str, Endpoint] = {str(endpoint): endpoint for endpoint in Endpoint}
-"""The metered paths. Each is authenticated here, in `Intake.__call__`, before anything else is looked at."""
+"""The metered paths. Each is authenticated here, in `Intake.begin`, before anything else is looked at."""
 
 MAX_HEADERS = 100
 _JSON = b"application/json"
@@ -36,58 +38,104 @@ _log = structlog.get_logger("tollgate.calls")
 
 @dataclass(slots=True)
 class Intake:
-    """ASGI application of the metered endpoints. `is_draining` refuses new calls while a process stops."""
+    """Takes the requests on metered paths. `is_draining` refuses new calls while a process stops."""
 
     parts: Parts
     running: Running
     is_draining: bool = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request: authenticate, read, parse, admit, and hand over to the call's driver."""
+    def begin(self, exchange: Exchange) -> None:
+        """The head of a request is there. All that can be looked up in memory is done at once, without a task."""
         now = self.parts.clock.now()
-        call_id = uuid7(now)
-        try:
-            driver = await self._admit(scope, receive, send, call_id, now)
-        except TollgateError as error:
-            await _send_error(send, error, call_id, is_last=self.is_draining)
-            return
-        except _ClientGone:
-            return
-        except Exception:
-            _log.exception("call_failed", request_id=call_id)
-            await _send_error(send, TollgateError("Something went wrong on our side."), call_id)
-            return
-        await driver.run()
+        arrival = _Arrival(self, exchange, uuid7(now), now)
+        arrival.do(arrival.authenticate)
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, call_id: UUID, now: datetime) -> Driver:
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
+
+@dataclass(slots=True)
+class _Arrival:
+    """One request on its way to becoming a call: authenticate, read, parse, admit, hand over to the call's driver.
+
+    Each step calls the next. One that must ask Postgres goes on in a task of its own.
+    """
+
+    intake: Intake
+    exchange: Exchange
+    call_id: UUID
+    now: datetime
+
+    def do(self, step: Callable[..., None], *values: Any) -> None:
+        """Take a step; what it raises is the answer."""
+        try:
+            step(*values)
+        except Exception as error:
+            self._failed(error)
+
+    def authenticate(self) -> None:
+        """Who is calling?"""
+        headers = self.exchange.headers
         _check_size(headers)
-        parts = self.parts
         secret = credential(headers)
-        principal = parts.keys.cached(secret) or await parts.keys.principal(secret)
-        if self.is_draining:
+        principal = self.intake.parts.keys.cached(secret)
+        if principal is None:
+            self.intake.running.detach(self._look_up(secret))
+        else:
+            self._read(principal)
+
+    async def _look_up(self, secret: str) -> None:
+        try:
+            principal = await self.intake.parts.keys.principal(secret)
+        except Exception as error:
+            self._failed(error)
+        else:
+            self.do(self._read, principal)
+
+    def _read(self, principal: Principal) -> None:
+        intake, settings = self.intake, self.intake.parts.settings
+        if intake.is_draining:
             raise Unavailable("This server is being restarted. Send the request again.")
-        if len(self.running.drivers) >= parts.settings.max_connections:
+        if len(intake.running.drivers) >= settings.max_connections:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
-        _check_headers(headers, parts.settings.max_body_bytes)
-        body = await _read_body(receive, parts.settings.max_body_bytes)
-        request = parse(ENDPOINTS[scope["path"]], body)
-        call = await self._call(request, principal, call_id, now)
+        _check_headers(self.exchange.headers, settings.max_body_bytes)
+        self.exchange.read(lambda body: self.do(self._parse, principal, body))
+
+    def _parse(self, principal: Principal, body: bytes | None) -> None:
+        if body is None:
+            raise _too_large(self.intake.parts.settings.max_body_bytes)
+        request = parse(ENDPOINTS[self.exchange.path], body)
+        if request.model in self.intake.parts.catalog.current.models:
+            self._admit(principal, request)
+        else:
+            self.intake.running.detach(self._look_for_model(principal, request))
+
+    async def _look_for_model(self, principal: Principal, request: CallRequest) -> None:
+        # Another process may have just added it.
+        await self.intake.parts.catalog.refresh()
+        self.do(self._admit, principal, request)
+
+    def _admit(self, principal: Principal, request: CallRequest) -> None:
+        parts, running = self.intake.parts, self.intake.running
+        if self.exchange.disconnected:
+            return
+        call = self._call(request, principal)
         epoch = parts.catalog.epochs.get(principal.shard)
         if epoch is None:
             raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
-        return Driver(self.running, call, epoch, scope, receive, send)
+        Driver(running, call, epoch, self.exchange).begin()
 
-    async def _call(self, request: CallRequest, principal: Principal, call_id: UUID, now: datetime) -> Call:
-        model = await self._model(request, principal)
-        catalog = self.parts.catalog.current
+    def _call(self, request: CallRequest, principal: Principal) -> Call:
+        parts = self.intake.parts
+        catalog = parts.catalog.current
+        model = catalog.models.get(request.model)
+        if model is None:
+            raise _no_model(request.model)
+        permit(principal, model.id)
         telemetry.CALLS.know(catalog)
-        rates = catalog.rates(principal.price_book, principal.currency, model.id, now)
+        rates = catalog.rates(principal.price_book, principal.currency, model.id, self.now)
         if rates is None:
             raise _no_model(request.model)
         attempts = self._attempts(request, model)
         origin = CallOrigin(
-            call_id=call_id,
+            call_id=self.call_id,
             organization_id=principal.organization_id,
             project_id=principal.project_id,
             api_key_id=principal.api_key_id,
@@ -96,30 +144,18 @@ class Intake:
             endpoint=request.endpoint,
             model=model.id,
             streamed=request.stream,
-            created_at=now,
+            created_at=self.now,
             end_user=request.end_user,
         )
         hold = hold_request(request, origin, principal, model, rates)
         # The last bytes of a UUIDv7 are random.
-        is_audited = call_id.int % 10_000 < self.parts.settings.audit_share * 10_000
-        return Call(request, hold, model, attempts, self.parts.clock.now, is_audited=is_audited)
-
-    async def _model(self, request: CallRequest, principal: Principal) -> Model:
-        catalog = self.parts.catalog
-        model = catalog.current.models.get(request.model)
-        if model is None:
-            # Another process may have just added it.
-            await catalog.refresh()
-            model = catalog.current.models.get(request.model)
-        if model is None:
-            raise _no_model(request.model)
-        permit(principal, model.id)
-        return model
+        is_audited = self.call_id.int % 10_000 < parts.settings.audit_share * 10_000
+        return Call(request, hold, model, attempts, parts.clock.now, is_audited=is_audited)
 
     def _attempts(self, request: CallRequest, model: Model) -> list[Attempt]:
         """Deployments that can serve the request, with its body for each, in the order in which they are tried."""
         attempts, refusal = [], None
-        deployments = order(model.deployments, self.running.upstreams.in_flight)
+        deployments = order(model.deployments, self.intake.running.upstreams.in_flight)
         for deployment in deployments:
             try:
                 dialect = DIALECTS[deployment.backend.kind]
@@ -133,9 +169,19 @@ class Intake:
             )
         return attempts
 
-
-class _ClientGone(Exception):
-    """The client left before its request was complete: there is nobody to answer."""
+    def _failed(self, error: Exception) -> None:
+        if not isinstance(error, TollgateError):
+            _log.error("call_failed", request_id=self.call_id, exc_info=error)
+            error = TollgateError("Something went wrong on our side.")
+        exchange = self.exchange
+        if exchange.disconnected or exchange.response_started:
+            return
+        if self.intake.is_draining:
+            # A client that kept its connection would be refused on it again and again.
+            exchange.keep_alive = False
+        # After 413 the server goes on reading and throws away: closing at once would reset the connection before a
+        # client that is still sending has read why.
+        exchange.answer(*render(error, request_id=str(self.call_id)))
 
 
 def _no_model(name: str) -> ModelNotFound:
@@ -165,29 +211,3 @@ def _check_headers(headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> N
 
 def _too_large(max_body_bytes: int) -> InvalidRequest:
     return InvalidRequest(f"The body is larger than {max_body_bytes} bytes.", status=413)
-
-
-async def _read_body(receive: Receive, limit: int) -> bytes:
-    """The whole body. The server bounds the time it takes; this bounds its size."""
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    pieces, size = [body], len(body)
-    while size <= limit:
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        if not message.get("more_body", False):
-            return b"".join(pieces) if len(pieces) > 1 else body
-        message = await receive()
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-    raise _too_large(limit)
-
-
-async def _send_error(send: Send, error: TollgateError, call_id: UUID, *, is_last: bool = False) -> None:
-    rendered = render(error, request_id=str(call_id))
-    # While a process drains, a client that kept its connection would be refused on it again and again.
-    headers = [*rendered.headers, (b"connection", b"close")] if is_last else rendered.headers
-    # After 413 the server goes on reading and throws away: closing at once would reset the connection before a client
-    # that is still sending has read why.
-    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
-    await send({"type": "http.response.body", "body": rendered.body})

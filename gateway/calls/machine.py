@@ -139,6 +139,8 @@ class Call:
 
     def hold_answered(self, answer: Hold | RefusedHold) -> None:
         """The hot store has placed the hold, or refused it."""
+        if self.phase is not Phase.HOLDING:
+            return
         if isinstance(answer, RefusedHold):
             if answer.reason is HoldRefusal.BALANCE and self._may_count_prompt():
                 self._is_prompt_counted = True
@@ -337,6 +339,20 @@ class Call:
     def drain(self, error: TollgateError) -> None:
         """This process stops, and the call did not end in the time it had."""
         self._stop(Ending.DRAINED, error)
+
+    def broke(self, error: TollgateError) -> None:
+        """A fault of ours in mid-call: charge what there is, or give the hold back."""
+        match self.phase:
+            case Phase.NEW | Phase.SETTLING:
+                # There is no hold yet, or its charge is on its way.
+                self._refuse(error)
+            case Phase.HOLDING:
+                self.hold_failed(error)
+            case Phase.COUNTING:
+                self.error = error
+                self.counted(None)
+            case _:
+                self._stop(Ending.DRAINED, error)
 
     def _stop(self, ending: Ending, error: TollgateError | None) -> None:
         if self.phase not in (Phase.CONNECTING, Phase.ANSWERING):

@@ -252,17 +252,16 @@ class Pool:
         self.address = address
         self._idle: list[Connection] = []
 
-    async def take(self, timeout_seconds: float) -> Connection:
-        """An open connection, an idle one if there is one; raises `BackendFailed`."""
-        loop = asyncio.get_running_loop()
-        oldest = loop.time() - IDLE_SECONDS
+    def idle(self) -> Connection | None:
+        """An open connection that does nothing, the last used first; None where a new one is needed."""
+        oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open and connection.idle_since > oldest:
                 connection.is_reused = True
                 return connection
             connection.close()
-        return await self.connect(timeout_seconds)
+        return None
 
     async def connect(self, timeout_seconds: float) -> Connection:
         """A new connection; raises `BackendFailed`."""

@@ -1,0 +1,77 @@
+"""A charge on its way to the journal's disk and to the hot store, both at once: the last byte waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from billing.journal.settles import settle_record
+from gateway.calls.running import Running
+from models.call import Charge, Hold
+from models.errors import Unavailable
+
+SETTLE_PATIENCE_SECONDS: Final = 2.0
+"""How long a client waits for its last byte while the ledger is away; the settling itself never gives up."""
+JOURNAL_PATIENCE_SECONDS: Final = 1.0
+"""How long a disk may take to write; after that Redis alone carries the charge."""
+
+
+class Settling:
+    """`then` is called once, when the charge is durable: on disk, or where that fails taken by the hot store.
+
+    Where the hot store is away the charge goes on being offered to it in the background, for as long as it takes.
+    """
+
+    __slots__ = ("_charge", "_hold", "_is_heard", "_is_journaled", "_is_over", "_running", "_then", "late_at")
+
+    def __init__(self, running: Running, hold: Hold, charge: Charge, then: Callable[[], None]) -> None:
+        self._running = running
+        self._hold = hold
+        self._charge = charge
+        self._then = then
+        self._is_journaled: bool | None = None
+        self._is_heard: bool | None = None
+        self._is_over = False
+        self.late_at = float("inf")
+
+    def begin(self) -> None:
+        """Write to both. The journal first: its thread works while Redis does."""
+        running, hold, charge = self._running, self._hold, self._charge
+        if running.journal is None:
+            self._is_journaled = False
+        else:
+            self.late_at = asyncio.get_running_loop().time() + JOURNAL_PATIENCE_SECONDS
+            running.journal.start(settle_record(hold, charge), self._journaled, in_flight=len(running.drivers))
+        running.hot.start_settle(hold, charge, self._answered)
+
+    def journal_is_late(self) -> None:
+        """The disk does not answer: Redis alone must do."""
+        self._journaled(Unavailable("The journal's disk does not answer."))
+
+    def _journaled(self, error: Unavailable | None) -> None:
+        if self._is_journaled is None:
+            self.late_at = float("inf")
+            self._is_journaled = error is None
+            self._look()
+
+    def _answered(self, answer: int | Unavailable) -> None:
+        self._is_heard = not isinstance(answer, Unavailable)
+        self._look()
+
+    def _look(self) -> None:
+        if self._is_over or self._is_journaled is None or self._is_heard is None:
+            return
+        self._is_over = True
+        if self._is_heard:
+            self._then()
+            return
+        task = self._running.detach(self._running.settle(self._hold, self._charge))
+        if self._is_journaled:
+            self._then()
+        else:
+            self._running.detach(self._be_patient(task))
+
+    async def _be_patient(self, task: asyncio.Task[None]) -> None:
+        await asyncio.wait({task}, timeout=SETTLE_PATIENCE_SECONDS)
+        self._then()
