@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from billing.pricing import ceiling
-from models.account import Limits, Principal
+from models.account import NO_LIMITS, Principal
 from models.call import CallOrigin, CallRequest, Endpoint, HoldRequest, InFlightLimit, RateBucket
 from models.catalog import Model, Rates
 from models.errors import NotPermitted
@@ -13,9 +13,6 @@ from models.errors import NotPermitted
 TEMPLATE_ALLOWANCE_TOKENS = 512
 """What a chat template may add to the text of a request (system preamble, tool instructions). Measured: 12 text tokens
 became 21, one small tool raised a prompt from 21 to 195; the bytes of the JSON around the text cover the rest."""
-
-
-_NO_LIMITS = Limits()
 
 
 def permit(principal: Principal, model: str) -> None:
@@ -62,7 +59,7 @@ def _limits(principal: Principal, tokens: int) -> tuple[tuple[RateBucket, ...], 
         ("project", principal.project_id, principal.project_limits),
         ("organization", None, principal.organization_limits),
     ):
-        if limits == _NO_LIMITS:
+        if limits is NO_LIMITS:
             continue
         scope = kind if owner is None else f"{kind}:{owner}"
         if limits.requests_per_minute is not None:

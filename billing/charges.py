@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from billing.pricing import price
 from models.call import Charge, Hold
 from models.usage import Ending, TokenUsage, UsageSource
+from models.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Measured:
     """What is known of a call's tokens when it ends: the numbers to charge, whence they come, and the raw ones."""
 

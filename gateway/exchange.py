@@ -159,6 +159,11 @@ class Exchange:
             self._client.client_ready()
 
     @property
+    def has_written(self) -> bool:
+        """Whether something waits for `flush`."""
+        return bool(self._out)
+
+    @property
     def is_slow(self) -> bool:
         """Whether more waits to be sent than should; `client_ready` tells when it has gone."""
         return self._flow.write_paused

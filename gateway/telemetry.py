@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, BinaryIO, Final
 from uuid import UUID
@@ -56,11 +57,11 @@ class _Sink:
 
     def __init__(self) -> None:
         self.stream: BinaryIO | None = None
-        self._waiting: list[bytes] = []
+        self._waiting: list[bytes | msgspec.Struct] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def write(self, line: bytes, *, urgent: bool) -> None:
-        """Take one line without its end; urgent ones are written at once, after those that wait."""
+    def write(self, line: bytes | msgspec.Struct, *, urgent: bool) -> None:
+        """Take a line without its end, or what makes one; urgent ones are written at once, after those that wait."""
         self._waiting.append(line)
         if urgent or len(self._waiting) >= _FLUSH_LINES:
             self.flush()
@@ -77,7 +78,8 @@ class _Sink:
             self._timer = None
         if not self._waiting:
             return
-        lines, self._waiting = b"\n".join(self._waiting) + b"\n", []
+        waiting, self._waiting = self._waiting, []
+        lines = b"".join((line if type(line) is bytes else _encode(line)) + b"\n" for line in waiting)
         try:
             stream = self.stream or sys.stderr.buffer
             stream.write(lines)
@@ -190,6 +192,11 @@ def _value(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
+@lru_cache(maxsize=1_024)
+def _clean_name(name: str) -> str:
+    return _clean(name)
+
+
 def _clean(text: str) -> str:
     """Text without credentials, of bounded length, that stays on one line for every reader of lines."""
     text = _SECRETS.sub("[redacted]", text[: 4 * _LONGEST_TEXT])[:_LONGEST_TEXT]
@@ -270,7 +277,7 @@ def log_call(
         project_id=project_id,
         api_key_id=api_key_id,
         endpoint=endpoint,
-        model=_clean(model),
+        model=_clean_name(model),
         status=status,
         ending=ending,
         duration_ms=duration_ms,
@@ -287,7 +294,7 @@ def log_call(
         line.output_tokens = charge.output_tokens
         line.amount = charge.amount
         line.currency = charge.currency
-    _sink.write(_encode(line), urgent=False)
+    _sink.write(line, urgent=False)
 
 
 atexit.register(_sink.flush)

@@ -24,6 +24,10 @@ class Limits:
     max_in_flight: int | None = None
 
 
+NO_LIMITS = Limits()
+"""The limits of a scope that has none: one for all, so that looking is free."""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """The caller of `/v1`: an API key with the project and organization it belongs to.
@@ -40,9 +44,9 @@ class Principal:
     price_book: str
     expires_at_ms: int | None = None
     models: frozenset[str] | None = None
-    organization_limits: Limits = Limits()
-    project_limits: Limits = Limits()
-    key_limits: Limits = Limits()
+    organization_limits: Limits = NO_LIMITS
+    project_limits: Limits = NO_LIMITS
+    key_limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ and a `Void` are made only from a `Hold`, by `billing.charges`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -15,6 +15,7 @@ from uuid import UUID
 from models.catalog import Rates
 from models.money import Units
 from models.usage import Ending, TokenUsage, UsageSource
+from models.values import value
 
 
 class Endpoint(StrEnum):
@@ -25,7 +26,7 @@ class Endpoint(StrEnum):
     EMBEDDINGS = "/v1/embeddings"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallRequest:
     """What a client asked for, reduced to what decides the price; `body` is the decoded request, checked.
 
@@ -50,7 +51,7 @@ class CallRequest:
         return self.n * self.prompts
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RateBucket:
     """One limit that a hold must pass: a bucket that refills evenly at `per_minute` and holds as much.
 
@@ -62,7 +63,7 @@ class RateBucket:
     cost: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InFlightLimit:
     """A limit on the calls of one scope that run at the same time."""
 
@@ -70,7 +71,7 @@ class InFlightLimit:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallOrigin:
     """What is known of a call when its hold is taken, and is on its receipt for ever."""
 
@@ -87,7 +88,7 @@ class CallOrigin:
     end_user: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HoldRequest:
     """The hold a call needs: at most `amount` will be charged, at the pinned `rates`.
 
@@ -103,7 +104,7 @@ class HoldRequest:
     in_flight: tuple[InFlightLimit, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BucketState:
     """What is left in a rate bucket after the hold, and the milliseconds until it is full again."""
 
@@ -113,15 +114,17 @@ class BucketState:
     reset_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hold:
     """A hold that the hot store has acknowledged."""
 
     request: HoldRequest
     buckets: tuple[BucketState, ...] = ()
+    encoded: bytes = field(default=b"", repr=False, compare=False)
+    """The request as JSON, where it is at hand: the journal needs it again."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Checkpoint:
     """How far a running call has come: what it is charged for, at most its hold, should its gateway die now.
 
@@ -136,7 +139,7 @@ class Checkpoint:
     accepted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Void:
     """The end of a hold of which nothing is charged, because nothing was generated."""
 
@@ -154,7 +157,7 @@ class HoldRefusal(StrEnum):
     NO_EPOCH = "no_epoch"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RefusedHold:
     """A hold that was not taken; nothing changed. `available` is the money there was, where money was the reason."""
 
@@ -165,7 +168,7 @@ class RefusedHold:
     buckets: tuple[BucketState, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Charge:
     """What one call cost, as it is on the stream, in Postgres and on the receipt.
 

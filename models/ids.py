@@ -12,7 +12,8 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 def uuid7(now: datetime) -> UUID:
     """A new UUIDv7 (RFC 9562) whose time is `now`."""
-    milliseconds = (now - _EPOCH) // _MILLISECOND
+    since = now - _EPOCH
+    milliseconds = (since.days * 86_400 + since.seconds) * 1_000 + since.microseconds // 1_000
     random = int.from_bytes(os.urandom(10))
     value = milliseconds << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0b10 << 62 | random & (1 << 62) - 1
     return UUID(int=value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from models.values import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class TokenUsage:
     """Tokens of one call.
 

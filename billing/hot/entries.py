@@ -52,12 +52,17 @@ def decode_charge(payload: bytes) -> Charge:
     return charge
 
 
-def encode_hold(request: HoldRequest, instance: str = "") -> bytes:
-    """The hold as JSON, without the time, which Redis puts in front."""
+def encode_request(request: HoldRequest) -> bytes:
+    """What a hold asks for as JSON: the larger part of what Redis and the journal keep of it."""
+    return _encoder.encode(request)
+
+
+def encode_hold(request: HoldRequest, instance: str = "", encoded: bytes = b"") -> bytes:
+    """The hold as JSON, without the time, which Redis puts in front; `encoded` is the request, where it is at hand."""
     tokens = tuple(bucket for bucket in request.buckets if bucket.scope.endswith(TOKENS_SUFFIX))
-    return _encoder.encode(
-        _Written(instance, str(request.amount), tokens, tuple(place.scope for place in request.in_flight), request)
-    )
+    places = tuple(place.scope for place in request.in_flight)
+    asked = msgspec.Raw(encoded or encode_request(request))
+    return _encoder.encode(_Written(instance, str(request.amount), tokens, places, asked))
 
 
 def decode_hold(payload: bytes) -> HoldEntry:
@@ -105,7 +110,7 @@ class _Written:
     amount: str
     tokens: tuple[RateBucket, ...]
     in_flight: tuple[str, ...]
-    request: HoldRequest
+    request: msgspec.Raw
 
 
 def _defect(charge: Charge, payload: bytes) -> str | None:

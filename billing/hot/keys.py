@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
+
+from models.call import CallOrigin
 
 SHARDS: Final = 16
 
@@ -54,3 +56,49 @@ class ShardKeys:
 
 SHARD_KEYS: Final = tuple(ShardKeys.of(shard) for shard in range(SHARDS))
 """The names by shard, made once because every call needs them."""
+
+
+class OrganizationKeys(NamedTuple):
+    """Key names of one organization; `done` is the prefix to which the text of a call is added, `id` its own text."""
+
+    id: str
+    epoch: str
+    stream: str
+    open: str
+    instances: str
+    organization: str
+    holds: str
+    done: str
+    rates: str
+    in_flight: str
+    checkpoints: str
+
+
+_MOST_NAMED: Final = 100_000
+_named: dict[int, OrganizationKeys] = {}
+
+
+def names_of(origin: CallOrigin) -> OrganizationKeys:
+    """The names for a call's organization, kept because every call of it needs them twice.
+
+    An organization never changes its shard. They are kept by the number in the UUID, whose hash costs nothing.
+    """
+    known = _named.get(origin.organization_id.int)
+    if known is None:
+        if len(_named) >= _MOST_NAMED:
+            _named.clear()
+        keys, organization = SHARD_KEYS[origin.shard], str(origin.organization_id)
+        known = _named[origin.organization_id.int] = OrganizationKeys(
+            id=organization,
+            epoch=keys.epoch,
+            stream=keys.stream,
+            open=keys.open,
+            instances=keys.instances,
+            organization=keys.organization + organization,
+            holds=keys.holds + organization,
+            done=keys.done,
+            rates=keys.rates + organization,
+            in_flight=keys.in_flight + organization,
+            checkpoints=keys.checkpoints + organization,
+        )
+    return known

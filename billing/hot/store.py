@@ -10,8 +10,15 @@ from typing import Any, Final
 from uuid import UUID
 
 from billing.hot.connection import TIMEOUT_MS, Argument, HotConnection, Script, resolve
-from billing.hot.entries import decode_checkpoint, decode_hold, encode_charge, encode_checkpoint, encode_hold
-from billing.hot.keys import SHARD_KEYS, SHARDS
+from billing.hot.entries import (
+    decode_checkpoint,
+    decode_hold,
+    encode_charge,
+    encode_checkpoint,
+    encode_hold,
+    encode_request,
+)
+from billing.hot.keys import SHARD_KEYS, SHARDS, OrganizationKeys, names_of
 from models.call import BucketState, Charge, Checkpoint, Hold, HoldRefusal, HoldRequest, RateBucket, RefusedHold
 from models.errors import BrokenPromise, TollgateError, Unavailable
 from models.money import LARGEST_BALANCE_UNITS, Units
@@ -149,21 +156,22 @@ class HotStore:
         """`hold` without waiting: `then` is handed the answer, or the error that `hold` would raise."""
         assert 0 <= request.amount <= LARGEST_BALANCE_UNITS, f"a hold of {request.amount} units"
         origin = request.origin
-        keys, call, organization = SHARD_KEYS[origin.shard], str(origin.call_id), str(origin.organization_id)
+        names, call = names_of(origin), str(origin.call_id)
+        encoded = encode_request(request)
         arguments: list[Argument] = [
-            keys.epoch,
-            keys.organization + organization,
-            keys.holds + organization,
-            keys.done + call,
-            keys.rates + organization,
-            keys.in_flight + organization,
-            keys.open,
-            keys.instances,
+            names.epoch,
+            names.organization,
+            names.holds,
+            names.done + call,
+            names.rates,
+            names.in_flight,
+            names.open,
+            names.instances,
             epoch,
             call,
             request.amount,
-            encode_hold(request, self._instance),
-            organization,
+            encode_hold(request, self._instance, encoded),
+            names.id,
             self._instance,
             len(request.buckets),
         ]
@@ -171,7 +179,9 @@ class HotStore:
             arguments += (bucket.scope, bucket.per_minute, bucket.cost)
         for place in request.in_flight:
             arguments += (place.scope, place.limit)
-        self._connection.start(_HOLD, 8, arguments, self._timeout_ms, lambda reply: then(_answer(request, reply)))
+        self._connection.start(
+            _HOLD, 8, arguments, self._timeout_ms, lambda reply: then(_answer(request, reply, encoded))
+        )
 
     async def settle(self, hold: Hold, charge: Charge) -> bool:
         """End the call of `hold` with `charge`; False where it had ended before and nothing changed.
@@ -182,20 +192,25 @@ class HotStore:
         self.start_settle(hold, charge, partial(resolve, answer))
         return bool(await answer)
 
-    def start_settle(self, hold: Hold, charge: Charge, then: Callable[[int | Unavailable], None]) -> None:
-        """`settle` without waiting: `then` is handed 1 or 0, or the error that `settle` would raise."""
+    def start_settle(
+        self, hold: Hold, charge: Charge, then: Callable[[int | Unavailable], None], encoded: bytes = b""
+    ) -> None:
+        """`settle` without waiting: `then` is handed 1 or 0, or the error that `settle` would raise.
+
+        `encoded` is the charge as `encode_charge` gives it, where it is at hand.
+        """
         origin = hold.request.origin
         assert charge.call_id == origin.call_id, "a charge ends the call it was made for"
         assert 0 <= charge.amount <= hold.request.amount, "a charge stays within its hold"
-        call, organization = str(origin.call_id), str(origin.organization_id)
+        names, call = names_of(origin), str(origin.call_id)
         arguments: list[Argument] = [
-            *_keys_of_call(origin.shard, call, organization),
-            SHARD_KEYS[origin.shard].stream,
+            *_keys_of_call(names, call),
+            names.stream,
             call,
-            organization,
+            names.id,
             ENDED_CALL_SECONDS,
             charge.amount,
-            encode_charge(charge),
+            encoded or encode_charge(charge),
             charge.input_tokens + charge.output_tokens,
         ]
         self._connection.start(_SETTLE, 9, arguments, self._timeout_ms, then)
@@ -206,13 +221,13 @@ class HotStore:
         `abandoned` says that its gateway seems dead; should it be alive, its settle still counts.
         """
         origin = hold.request.origin
-        call, organization = str(origin.call_id), str(origin.organization_id)
+        names, call = names_of(origin), str(origin.call_id)
         released = await self._connection.run(
             _VOID,
             8,
-            *_keys_of_call(origin.shard, call, organization),
+            *_keys_of_call(names, call),
             call,
-            organization,
+            names.id,
             ENDED_CALL_SECONDS,
             "abandoned" if abandoned else "void",
             timeout_ms=self._timeout_ms,
@@ -452,17 +467,16 @@ def _per_organization(shard: int) -> tuple[str, str, str, str, str]:
     return keys.organization, keys.holds, keys.rates, keys.in_flight, keys.checkpoints
 
 
-def _keys_of_call(shard: int, call: str, organization: str) -> tuple[str, str, str, str, str, str, str, str]:
-    keys = SHARD_KEYS[shard]
+def _keys_of_call(names: OrganizationKeys, call: str) -> tuple[str, str, str, str, str, str, str, str]:
     return (
-        keys.epoch,
-        keys.organization + organization,
-        keys.holds + organization,
-        keys.done + call,
-        keys.rates + organization,
-        keys.in_flight + organization,
-        keys.open,
-        keys.checkpoints + organization,
+        names.epoch,
+        names.organization,
+        names.holds,
+        names.done + call,
+        names.rates,
+        names.in_flight,
+        names.open,
+        names.checkpoints,
     )
 
 
@@ -472,13 +486,13 @@ def _states(buckets: Sequence[RateBucket], numbers: Sequence[int]) -> tuple[Buck
     return tuple(BucketState(bucket.scope, bucket.per_minute, left, reset_ms) for bucket, left, reset_ms in pairs)
 
 
-def _answer(request: HoldRequest, reply: Any) -> Hold | RefusedHold | TollgateError:
+def _answer(request: HoldRequest, reply: Any, encoded: bytes) -> Hold | RefusedHold | TollgateError:
     """What the script `hold` has said, as the call path knows it."""
     if isinstance(reply, TollgateError):
         return reply
     match reply[0]:
         case b"placed":
-            return Hold(request, _states(request.buckets, reply[1:]))
+            return Hold(request, _states(request.buckets, reply[1:]), encoded)
         case b"ended" | b"different" as status:
             return BrokenPromise(f"call id {request.origin.call_id} was used twice: {status.decode()}")
         case _:

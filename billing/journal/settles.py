@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from billing.hot.entries import decode_charge, encode_charge
+from billing.hot.entries import decode_charge, encode_charge, encode_request
 from billing.hot.store import HotStore
 from billing.journal.frames import Record
 from models.call import Charge, Hold, HoldRequest
@@ -23,8 +23,6 @@ SETTLE: Final = 1
 _CHUNK: Final = 500
 """Calls asked for, and settled, at a time."""
 
-# The hold as it was asked for, not as it is kept in Redis with the extras of its scripts: that takes twice the CPU.
-_encoder: Final = msgspec.json.Encoder()
 _settles: Final = msgspec.json.Decoder(tuple[HoldRequest, Charge])
 _log = structlog.get_logger("tollgate.journal")
 
@@ -56,9 +54,13 @@ async def _none_of(_calls: Collection[UUID]) -> frozenset[UUID]:
     return frozenset()
 
 
-def settle_record(hold: Hold, charge: Charge) -> Record:
-    """The record to have on disk before the last byte of the call leaves."""
-    return Record(SETTLE, charge.call_id, _encoder.encode((hold.request, charge)))
+def settle_record(hold: Hold, charge: Charge, encoded: bytes = b"") -> Record:
+    """The record to have on disk before the last byte of the call leaves; `encoded` is the charge, where it is at hand.
+
+    It is the hold as it was asked for and the charge, a JSON array of two.
+    """
+    asked = hold.encoded or encode_request(hold.request)
+    return Record(SETTLE, charge.call_id, b"[%b,%b]" % (asked, encoded or encode_charge(charge)))
 
 
 def read_settle(record: Record) -> tuple[Hold, Charge]:

@@ -15,7 +15,7 @@ from sqlalchemy import ARRAY, LargeBinary, Table, any_, insert, literal, select,
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_optional, fetch_page
-from models.account import AdminPrincipal, Limits, OperatorPrincipal, Principal
+from models.account import NO_LIMITS, AdminPrincipal, Limits, OperatorPrincipal, Principal
 from models.ids import uuid7
 from models.tables import admin_key, api_key, operator_key, organization, project
 
@@ -216,7 +216,8 @@ def _limits_of(table: Table, scope: str) -> list[Any]:
 
 
 def _limits(row: AnyRow, scope: str) -> Limits:
-    return Limits(*(getattr(row, f"{scope}_{column}") for column in Limits.__dataclass_fields__))
+    limits = Limits(*(getattr(row, f"{scope}_{column}") for column in Limits.__dataclass_fields__))
+    return NO_LIMITS if limits == NO_LIMITS else limits
 
 
 def _principal(row: AnyRow) -> Principal:

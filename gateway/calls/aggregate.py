@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from models.call import Endpoint
@@ -18,6 +19,7 @@ class Aggregate:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._head: dict[str, Any] = {}
+        self._known: Set[str] = frozenset()
         self._choices: dict[int, dict[str, Any]] = {}
         self._contents: dict[int, list[str]] = {}
 
@@ -26,8 +28,10 @@ class Aggregate:
         if not isinstance(event, dict):
             return
         # The head is the same in every event, but a later one may have more.
-        for name in event.keys() - self._head.keys() - _INNER:
-            self._head[name] = event[name]
+        if event.keys() != self._known:
+            self._known = event.keys()
+            for name in event.keys() - self._head.keys() - _INNER:
+                self._head[name] = event[name]
         for choice in event.get("choices") or ():
             self._add_choice(choice)
 

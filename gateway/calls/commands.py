@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from models.call import CallRequest, Charge, Endpoint, Hold, HoldRequest, RefusedHold, Void
 from models.catalog import Deployment, Model
 from models.errors import TollgateError
+from models.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PlaceHold:
     """Ask the hot store for the hold; answer with `hold_answered` or `hold_failed`."""
 
     request: HoldRequest
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Connect:
     """Send the request to a deployment; answer with `upstream_sent`, then `upstream_head`, or `upstream_failed`."""
 
@@ -25,19 +24,19 @@ class Connect:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CloseUpstream:
     """Stop the backend: its answer is not wanted any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendHead:
     """Send status 200 to the client; `length` is None for a stream."""
 
     length: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendBody:
     """Send bytes to the client; `last` ends the answer."""
 
@@ -45,7 +44,7 @@ class SendBody:
     last: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendError:
     """Send a whole answer that is an error."""
 
@@ -53,7 +52,7 @@ class SendError:
     answer: Hold | RefusedHold | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CountTokens:
     """Count prompt and generated texts with the model's own tokenizer; answer with `counted`."""
 
@@ -62,7 +61,7 @@ class CountTokens:
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CountPrompt:
     """Count the prompt, since money is short; answer with `prompt_counted`."""
 
@@ -70,7 +69,7 @@ class CountPrompt:
     model: Model
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Settle:
     """Make the charge durable; answer with `settled`."""
 
@@ -78,7 +77,7 @@ class Settle:
     charge: Charge
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """Give the hold back, since nothing is charged."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,7 +18,6 @@ from gateway.api.errors import render
 from gateway.api.ratelimits import rate_limit_headers
 from gateway.calls.commands import (
     CloseUpstream,
-    Command,
     Connect,
     CountPrompt,
     CountTokens,
@@ -58,7 +56,6 @@ class Driver:
     __slots__ = (
         "_attempts",
         "_buckets",
-        "_commands",
         "_connection",
         "_deadline",
         "_epoch",
@@ -88,7 +85,6 @@ class Driver:
         self._epoch = epoch
         self._exchange = exchange
         self._loop = asyncio.get_running_loop()
-        self._commands: deque[Command] = deque()
         self._is_at_work = False
         self._is_waiting = False
         self._is_broken = False
@@ -132,12 +128,8 @@ class Driver:
             # What is carried out now has led here; the loop below goes on with what that has added.
             return
         self._is_at_work = True
-        commands = self._commands
-        while not self._is_waiting:
-            if not commands:
-                commands.extend(self.call.take())
-                if not commands:
-                    break
+        commands = self.call.commands
+        while commands and not self._is_waiting:
             kind = type(commands[0])
             if self._slow_since and kind in _TO_CLIENT:
                 break
@@ -145,26 +137,28 @@ class Driver:
                 _DOES[kind](self, commands.popleft())
             except Exception:
                 self._is_waiting = False
+                if kind in _TO_CLIENT:
+                    # What was said so far may be half of something.
+                    self._exchange.abort()
+                    self.call.is_client_gone = True
                 self._broke()
-        self._exchange.flush()
         self._is_at_work = False
-        if self._exchange.is_slow and not self._slow_since:
-            self._slow_since = self._loop.time()
-        if self.call.phase is Phase.ENDED and not commands and not self._is_waiting:
+        if self._exchange.has_written:
+            self._exchange.flush()
+            if self._exchange.is_slow and not self._slow_since:
+                self._slow_since = self._loop.time()
+        if not commands and not self._is_waiting and self.call.phase is Phase.ENDED:
             self._end()
 
     def _broke(self) -> None:
         """A fault of ours: charge or release what there is, since no sweeper does it while this process lives."""
-        # What the ledger and the backend are owed is still carried out.
-        owed = [command for command in self._commands if type(command) not in _TO_CLIENT]
-        self._commands.clear()
         if self._is_broken:
             _log.exception("call_not_ended", call_id=self.request_id)
             self.call.phase = Phase.ENDED
+            self.call.commands.clear()
             self._exchange.abort()
             return
         self._is_broken = True
-        self._commands.extend(owed)
         _log.exception("call_broke", call_id=self.request_id)
         try:
             self.call.broke(
@@ -287,7 +281,7 @@ class Driver:
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend answers."""
-        self._feed(self.call.upstream_head, status, content_type)
+        self.call.upstream_head(status, content_type)
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's answer."""
@@ -361,6 +355,8 @@ class Driver:
         self._advance()
 
     def _send_head(self, command: SendHead) -> None:
+        if self.call.is_client_gone:
+            return
         self._status = 200
         self._first_byte_seconds = time.perf_counter() - self._started
         telemetry.CALLS.first_byte(self.call.request.endpoint, self._first_byte_seconds)
@@ -378,6 +374,8 @@ class Driver:
             self._exchange.write(command.data)
 
     def _send_error(self, command: SendError) -> None:
+        if self.call.is_client_gone:
+            return
         answer = command.answer
         rendered = render(command.error, request_id=self.request_id)
         self._status = rendered.status

@@ -8,8 +8,8 @@ is settled, exactly one `Settle` or `Release` for every hold.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 
@@ -45,6 +45,7 @@ from models.errors import (
     TollgateError,
 )
 from models.usage import Ending
+from models.values import value
 
 MAX_ATTEMPTS = 3
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
@@ -54,7 +55,7 @@ _DONE_EVENT = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Attempt:
     """A deployment that can serve the call, and the body it is asked with."""
 
@@ -102,7 +103,7 @@ class Call:
         self.is_client_gone = False
         self._candidates = list(attempts[:MAX_ATTEMPTS])
         self._now = now
-        self._commands: list[Command] = []
+        self.commands: deque[Command] = deque()
         self._final = b""
         self._is_head_sent = False
         self._refused: RefusedHold
@@ -123,12 +124,14 @@ class Call:
         self._makes_usage = self.meter.dialect.sums_choices and self.request.choices > 1
 
     def take(self) -> list[Command]:
-        """The commands since the last time, to be carried out in order."""
-        commands, self._commands = self._commands, []
+        """The commands since the last time, to be carried out in order. Who may be interrupted takes one by one from
+        `commands` instead."""
+        commands = list(self.commands)
+        self.commands.clear()
         return commands
 
     def _do(self, command: Command) -> None:
-        self._commands.append(command)
+        self.commands.append(command)
 
     # Hold ------------------------------------------------------------------------------------------------------------
 
@@ -217,15 +220,14 @@ class Call:
 
     def _see(self, events: list[Event]) -> None:
         passed = []
-        for event in events:
-            data = event.data
+        for raw, data in events:
             if data is None:
                 # A comment keeps the client's connection alive too, once there is one to keep.
                 if self._is_head_sent:
-                    passed.append(event.raw)
+                    passed.append(raw)
             elif data == DONE:
                 self._pass(passed)
-                self._finish(Ending.FINISHED, event.raw)
+                self._finish(Ending.FINISHED, raw)
                 return
             else:
                 chunk = read(data)
@@ -234,7 +236,7 @@ class Call:
                     continue
                 if chunk is None:
                     self.meter.flags.add("event_malformed")
-                    passed.append(event.raw)
+                    passed.append(raw)
                     continue
                 if (chunk.error or chunk.object == "error") and (error := _error_in(chunk, data)) is not None:
                     self._pass(passed)
@@ -244,7 +246,7 @@ class Call:
                 if self._aggregate is not None:
                     self._aggregate.add(read_any(data))
                 else:
-                    passed.append(self._for_client(event.raw, chunk, data))
+                    passed.append(self._for_client(raw, chunk, data))
         self._pass(passed)
 
     def _for_client(self, raw: bytes, chunk: Chunk, data: bytes) -> bytes:

@@ -16,6 +16,7 @@ from gateway.backends.dialect import Dialect
 from gateway.backends.events import Chunk, read_any, read_choice, text_of
 from models.call import CallRequest
 from models.usage import BilledCount, TokenUsage, UsageSource
+from models.values import value
 
 BYTES_PER_TOKEN = 4
 MAX_KEPT_TEXT = 16 * 1024 * 1024
@@ -32,7 +33,7 @@ class Reading:
     reasoning: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OwnCount:
     """Our own count of a call's prompt and of the text that was generated."""
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from billing.hot.entries import encode_charge
 from billing.journal.settles import settle_record
 from gateway.calls.running import Running
 from models.call import Charge, Hold
@@ -38,12 +39,14 @@ class Settling:
     def begin(self) -> None:
         """Write to both. The journal first: its thread works while Redis does."""
         running, hold, charge = self._running, self._hold, self._charge
+        encoded = encode_charge(charge)
         if running.journal is None:
             self._is_journaled = False
         else:
             self.late_at = asyncio.get_running_loop().time() + JOURNAL_PATIENCE_SECONDS
-            running.journal.start(settle_record(hold, charge), self._journaled, in_flight=len(running.drivers))
-        running.hot.start_settle(hold, charge, self._answered)
+            record = settle_record(hold, charge, encoded)
+            running.journal.start(record, self._journaled, in_flight=len(running.drivers))
+        running.hot.start_settle(hold, charge, self._answered, encoded)
 
     def journal_is_late(self) -> None:
         """The disk does not answer: Redis alone must do."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TypeAlias
 
 EVENT_LIMIT_BYTES = 4 * 1024 * 1024
 DONE = b"[DONE]"
@@ -19,11 +19,8 @@ class EventTooLarge(ValueError):
     """A backend sent an event above `EVENT_LIMIT_BYTES`, or no event end at all."""
 
 
-class Event(NamedTuple):
-    """One event: `raw` is all its bytes with the empty line that ends it; `data` is None for a comment."""
-
-    raw: bytes
-    data: bytes | None
+Event: TypeAlias = tuple[bytes, bytes | None]
+"""All the bytes of one event, with the empty line that ends it, and its data: None for a comment."""
 
 
 class EventSplitter:
@@ -59,7 +56,7 @@ class EventSplitter:
         if not rest.strip(b"\r\n"):
             return []
         raw = rest.rstrip(b"\r\n") + b"\n\n"
-        return [Event(raw, _data(raw, len(raw) - 2))]
+        return [(raw, _data(raw, len(raw) - 2))]
 
 
 def _cut(buffer: bytes, scanned: int) -> tuple[list[Event], bytes]:
@@ -68,20 +65,19 @@ def _cut(buffer: bytes, scanned: int) -> tuple[list[Event], bytes]:
     start = 0
     for match in _END.finditer(buffer, scanned):
         raw = buffer[start : match.end()]
-        events.append(Event(raw, _data(raw, match.start() - start)))
+        events.append((raw, _data(raw, match.start() - start)))
         start = match.end()
     return events, buffer[start:]
 
 
 def _cut_plain(buffer: bytes) -> tuple[list[Event], bytes]:
     """The same where lines end with LF alone, as all engines send them, at a fifth of the cost."""
-    *complete, rest = buffer.split(b"\n\n")
-    events = []
-    for event in complete:
-        raw = event + b"\n\n"
-        is_plain = event.startswith(b"data: ") and b"\n" not in event
-        events.append(Event(raw, event[6:] if is_plain else _data(raw, len(event))))
-    return events, rest
+    pieces = buffer.split(b"\n\n")
+    rest = pieces.pop()
+    return [
+        (event + b"\n\n", event[6:] if event[:6] == b"data: " and b"\n" not in event else _data(event, len(event)))
+        for event in pieces
+    ], rest
 
 
 def _data(raw: bytes, end: int) -> bytes | None:
