@@ -22,20 +22,17 @@ def route(
     would never be tried again. The rest follow by outstanding work in reserved tokens, this call's included, per
     weight. The full ones are last, but they are there: the call may wait for any of them.
     """
-    admitting = [each for each in deployments if breakers.of(each.id).admits(now)]
-    if len(admitting) < 2:
-        return tuple(admitting)
-    return tuple(
-        sorted(
-            admitting,
-            key=lambda each: (
-                not room.has_room(each.backend.id),
-                not breakers.of(each.id).is_probing(now),
-                (room.tokens(each.backend.id) + tokens) / each.weight,
-                each.id,
-            ),
-        )
-    )
+    if len(deployments) == 1:
+        return tuple(deployments) if breakers.of(deployments[0].id).admits(now) else ()
+    ranked = []
+    for each in deployments:
+        breaker, backend = breakers.of(each.id), each.backend.id
+        if breaker.admits(now):
+            work = (room.tokens(backend) + tokens) / each.weight
+            ranked.append((not room.has_room(backend), not breaker.is_probing(now), work, each.id, each))
+    # Ids differ, so deployments themselves are never compared.
+    ranked.sort()
+    return tuple(each for *_, each in ranked)
 
 
 def pause_seconds(deployments: Sequence[Deployment], breakers: Breakers, now: float) -> float:
