@@ -1,0 +1,162 @@
+"""Circuit breakers: a deployment that fails is left alone for a while, then tried with one call at a time. Pure.
+
+Five failures in a row, or half of at least twenty calls within ten seconds, open the breaker for five seconds. Then one
+call at a time goes through as a probe: its success closes the breaker, its failure doubles the pause, up to a minute
+(facts on reliability, section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import StrEnum
+from uuid import UUID
+
+from gateway.window import Window
+
+FAILURES_IN_A_ROW = 5
+WINDOW_SECONDS = 10
+FEWEST_CALLS = 20
+FAILED_SHARE = 0.5
+FIRST_PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 60.0
+
+
+class State(StrEnum):
+    """Closed: calls pass. Open: none does. Half open: the pause is over, and one probe at a time passes."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Passage:
+    """Leave to make one attempt at a deployment; after it, one of the four verdicts is given.
+
+    A passage belongs to the state of the breaker in which it was given. A verdict that comes when the breaker has
+    meanwhile opened or closed says nothing about now, and changes nothing.
+    """
+
+    __slots__ = ("_breaker",)
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+
+    def succeeded(self, now: float) -> None:
+        """The first byte of a good answer has come."""
+        self._breaker._succeeded(self, now)
+
+    def failed(self, now: float) -> None:
+        """No connection, a 5xx, or no first byte in time."""
+        self._breaker._failed(self, now)
+
+    def refused(self) -> None:
+        """The backend answered with a 4xx: no count of failures, but a probe has shown that it answers."""
+        self._breaker._refused(self)
+
+    def abandoned(self) -> None:
+        """The attempt ended without an answer and through no fault of the backend: the client left, say."""
+        self._breaker._abandoned(self)
+
+
+class Breaker:
+    """The breaker of one deployment, as this process sees it."""
+
+    __slots__ = ("_calls", "_failures", "_failures_in_a_row", "_passage", "_pause_seconds", "_probe", "_until")
+
+    def __init__(self) -> None:
+        # One for all calls that pass while it is closed, so that passing costs nothing; None while it is not.
+        self._passage: Passage | None = Passage(self)
+        self._probe: Passage | None = None
+        self._until: float | None = None
+        self._pause_seconds = 0.0
+        self._failures_in_a_row = 0
+        self._calls = Window(WINDOW_SECONDS)
+        self._failures = Window(WINDOW_SECONDS)
+
+    def state(self, now: float) -> State:
+        """For metrics."""
+        if self._until is None:
+            return State.CLOSED
+        return State.OPEN if now < self._until else State.HALF_OPEN
+
+    def admits(self, now: float) -> bool:
+        """Whether `admit` would let a call through; takes nothing."""
+        return self._until is None or (now >= self._until and self._probe is None)
+
+    def admit(self, now: float) -> Passage | None:
+        """Let a call through, or not. In half-open state the passage is the probe, and there is no other until its
+        verdict: whoever takes one must see to it that a verdict follows, `abandoned` if nothing else."""
+        if self._until is None:
+            return self._passage
+        if now < self._until or self._probe is not None:
+            return None
+        self._probe = Passage(self)
+        return self._probe
+
+    def is_probing(self, now: float) -> bool:
+        """Whether the next call would be a probe."""
+        return self._until is not None and self._probe is None and now >= self._until
+
+    def pause_seconds(self, now: float) -> float:
+        """Time until a call may pass; 0 where one may now, or as soon as the running probe has ended."""
+        return 0.0 if self._until is None else max(0.0, self._until - now)
+
+    def _succeeded(self, passage: Passage, now: float) -> None:
+        if passage is self._passage:
+            self._calls.add(now)
+            self._failures_in_a_row = 0
+        elif passage is self._probe:
+            self._close()
+
+    def _failed(self, passage: Passage, now: float) -> None:
+        if passage is self._passage:
+            self._calls.add(now)
+            self._failures.add(now)
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= FAILURES_IN_A_ROW or self._fails_often(now):
+                self._open(now, FIRST_PAUSE_SECONDS)
+        elif passage is self._probe:
+            self._open(now, min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS))
+
+    def _refused(self, passage: Passage) -> None:
+        # A probe without verdict would keep the deployment half open for as long as somebody sends what it refuses.
+        if passage is self._probe:
+            self._close()
+
+    def _abandoned(self, passage: Passage) -> None:
+        if passage is self._probe:
+            self._probe = None
+
+    def _fails_often(self, now: float) -> bool:
+        calls = self._calls.sum(now)
+        return calls >= FEWEST_CALLS and self._failures.sum(now) >= FAILED_SHARE * calls
+
+    def _close(self) -> None:
+        self._passage, self._probe, self._until = Passage(self), None, None
+        self._failures_in_a_row = 0
+        self._calls, self._failures = Window(WINDOW_SECONDS), Window(WINDOW_SECONDS)
+
+    def _open(self, now: float, pause_seconds: float) -> None:
+        self._passage = self._probe = None
+        self._until = now + pause_seconds
+        self._pause_seconds = pause_seconds
+
+
+class Breakers:
+    """The breakers of all deployments, by their ids; each is made when it is first asked for."""
+
+    __slots__ = ("_breakers",)
+
+    def __init__(self) -> None:
+        self._breakers: dict[UUID, Breaker] = {}
+
+    def of(self, deployment: UUID) -> Breaker:
+        """The breaker of a deployment."""
+        breaker = self._breakers.get(deployment)
+        if breaker is None:
+            breaker = self._breakers[deployment] = Breaker()
+        return breaker
+
+    def keep(self, deployments: Collection[UUID]) -> None:
+        """Forget all others: the catalog has changed."""
+        self._breakers = {each: breaker for each, breaker in self._breakers.items() if each in deployments}

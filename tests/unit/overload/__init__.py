@@ -1,0 +1,1 @@
+"""Overload control: breakers, the waiting room, the retry budget, loop lag."""
