@@ -23,6 +23,7 @@ from gateway.api import billing, errors, openai, operator, probes
 from gateway.api.limits import BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
+from gateway.calls.capacity import Capacity
 from gateway.calls.intake import ENDPOINTS, Intake
 from gateway.calls.running import Running
 from gateway.calls.upstream import Upstreams
@@ -115,7 +116,8 @@ class Tollgate:
             catalog=CatalogCache(engine, settings.catalog_refresh_seconds),
         )
         upstreams = Upstreams(settings.connect_timeout_seconds)
-        self.running = Running(settings, hot, upstreams, Tokenizers(), journal)
+        self.running = Running(settings, hot, upstreams, Capacity(settings), Tokenizers(), journal)
+        telemetry.BACKENDS.read = self.running.capacity.gauges
         self._intake = Intake(self.parts, self.running)
         self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
@@ -140,6 +142,8 @@ class Tollgate:
             catalog = self.parts.catalog.current
             if catalog is not known:
                 known = catalog
+                # Here too, not only with the next call: those who wait must learn of a raised limit.
+                self.running.capacity.know(catalog)
                 await self.running.tokenizers.load(
                     {model.tokenizer for model in catalog.models.values() if model.tokenizer}
                 )

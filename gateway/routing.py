@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from models.catalog import Deployment
 
@@ -38,19 +37,3 @@ def route(
 def pause_seconds(deployments: Sequence[Deployment], breakers: Breakers, now: float) -> float:
     """Time until the soonest of the deployments may be tried again: for `Retry-After` where `route` finds none."""
     return min((breakers.of(each.id).pause_seconds(now) for each in deployments), default=0.0)
-
-
-def order(deployments: tuple[Deployment, ...], in_flight: Mapping[UUID, int]) -> tuple[Deployment, ...]:
-    """Deployments with room, least outstanding work per weight first; `in_flight` counts calls by backend id.
-
-    For callers without a waiting room; they will use `route`.
-    """
-    with_room = [
-        deployment
-        for deployment in deployments
-        if deployment.backend.max_in_flight is None
-        or in_flight.get(deployment.backend.id, 0) < deployment.backend.max_in_flight
-    ]
-    if len(with_room) < 2:
-        return tuple(with_room)
-    return tuple(sorted(with_room, key=lambda d: (in_flight.get(d.backend.id, 0) / d.weight, d.id)))

@@ -33,6 +33,18 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0, description="Largest request body")
     max_connections: int = Field(4_096, gt=0, description="Open client connections per process")
+    max_running_calls: int = Field(1_024, gt=0, description="Calls that a process runs at backends at a time")
+    max_waiting_calls: int = Field(1_024, ge=0, description="Calls that wait for a backend, per process")
+    max_waiting_per_backend: int | None = Field(
+        None, ge=0, description="Calls that wait for one backend; none: as many as its max_in_flight"
+    )
+    wait_seconds: Seconds = Field(2, description="Longest wait for a backend before a call is refused")
+    turn_tokens: int = Field(
+        8_192, gt=0, description="Tokens that an organization is served before it is the next one's turn"
+    )
+    retry_share: float = Field(
+        0.1, ge=0, le=1, description="Retries per call within ten seconds; three are always allowed"
+    )
     body_timeout_seconds: Seconds = Field(30, description="Time in which a request body must arrive")
     hold_timeout_seconds: Seconds = Field(1.5, description="Time in which Redis must take a hold")
     connect_timeout_seconds: Seconds = Field(2, description="Time to connect to a backend")

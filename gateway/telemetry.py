@@ -9,12 +9,12 @@ import re
 import sys
 import traceback
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -303,6 +303,7 @@ atexit.register(_sink.flush)
 
 FIRST_BYTE_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CALL_SECONDS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0)
+WAIT_SECONDS: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 BACKEND_ERRORS: Final = frozenset(
     {"connect", "tls", "timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "status_4xx", "status_5xx"}
     | {"refused", "protocol", "mid_stream", "closed", "too_large"}
@@ -361,6 +362,9 @@ class CallMetrics(Collector):
         self._backend_errors: dict[tuple[str, str], int] = {}
         self._flags: dict[str, int] = {}
         self._audited: dict[tuple[str, str], int] = {}
+        self._waits = _Histogram(WAIT_SECONDS)
+        self._shed: dict[tuple[str, str], int] = {}
+        self._retries: dict[str, int] = {}
         self._in_flight = dict(_UNTIL_START)
         self._first_byte = {endpoint: _Histogram(FIRST_BYTE_SECONDS) for endpoint in (*_UNTIL_START, _OTHER)}
         self._duration = {endpoint: _Histogram(CALL_SECONDS) for endpoint in (*_UNTIL_START, _OTHER)}
@@ -428,6 +432,19 @@ class CallMetrics(Collector):
         label = reason if reason in _REFUSALS else _OTHER
         self._refusals[label] = self._refusals.get(label, 0) + 1
 
+    def waited(self, seconds: float) -> None:
+        """A call got a slot of a backend, after `seconds`."""
+        self._waits.observe(seconds)
+
+    def shed(self, reason: str, status: int) -> None:
+        """A call was turned away before anything was held; `reason` is from a fixed set of ours."""
+        self._shed[reason, str(status)] = self._shed.get((reason, str(status)), 0) + 1
+
+    def retried(self, *, within_budget: bool) -> None:
+        """A call was tried again elsewhere, or was not because too many were."""
+        label = "taken" if within_budget else "over_budget"
+        self._retries[label] = self._retries.get(label, 0) + 1
+
     def backend_error(self, backend: str, reason: str) -> None:
         """An attempt at a backend (by name) failed; `reason` is one of `BACKEND_ERRORS`."""
         key = (backend if backend in self._backends else _OTHER, reason if reason in BACKEND_ERRORS else _OTHER)
@@ -453,6 +470,13 @@ class CallMetrics(Collector):
         yield _counter("tollgate_usage_flags", "What was wrong with reported usage.", ("flag",), self._flags)
         audits = "Output tokens of audited calls, by the backend's count and by our own."
         yield _counter("tollgate_audited_tokens", audits, ("model", "whose"), self._audited)
+        shed = "Calls turned away before anything was held."
+        yield _counter("tollgate_calls_shed", shed, ("reason", "status"), self._shed)
+        retries = "Calls tried again at another deployment, or not because the budget was used up."
+        yield _counter("tollgate_retries", retries, ("outcome",), self._retries)
+        waits = HistogramMetricFamily("tollgate_wait_seconds", "Time that a call waited for a slot of a backend.")
+        waits.add_metric((), self._waits.cumulative(), self._waits.total)
+        yield waits
         in_flight = GaugeMetricFamily("tollgate_calls_in_flight", "Calls that run now.", labels=("endpoint",))
         for endpoint, count in self._in_flight.items():
             in_flight.add_metric((endpoint,), count)
@@ -504,6 +528,49 @@ class WorkerMetrics(Collector):
         yield lag
 
 
+class BreakerGauge(NamedTuple):
+    """The state of the breaker of one deployment, by its model: closed, open or half_open."""
+
+    model: str
+    state: str
+
+
+class BackendGauge(NamedTuple):
+    """What runs and waits at one backend, in calls and in tokens reserved by those that run."""
+
+    backend: str
+    in_flight: int
+    tokens: int
+    waiting: int
+    breakers: tuple[BreakerGauge, ...]
+
+
+class BackendGauges(Collector):
+    """How things stand at the backends, read when Prometheus asks."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Iterable[BackendGauge]] = tuple
+
+    def collect(self) -> Iterator[Metric]:
+        """All series, for a scrape."""
+        labels = ("backend",)
+        in_flight = GaugeMetricFamily("tollgate_backend_calls_in_flight", "Calls that a backend runs.", labels=labels)
+        tokens = GaugeMetricFamily("tollgate_backend_reserved_tokens", "Tokens these may take.", labels=labels)
+        waiting = GaugeMetricFamily("tollgate_backend_calls_waiting", "Calls that wait for it.", labels=labels)
+        meaning = "0 where calls pass, 1 where none does, 0.5 while one is tried."
+        state = GaugeMetricFamily("tollgate_breaker_open", meaning, labels=("backend", "model"))
+        for gauge in self.read():
+            in_flight.add_metric((gauge.backend,), gauge.in_flight)
+            tokens.add_metric((gauge.backend,), gauge.tokens)
+            waiting.add_metric((gauge.backend,), gauge.waiting)
+            for breaker in gauge.breakers:
+                state.add_metric((gauge.backend, breaker.model), _BREAKER_VALUES[breaker.state])
+        yield from (in_flight, tokens, waiting, state)
+
+
+_BREAKER_VALUES: Final = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
+
+
 class PartsUp(Collector):
     """Whether the parts that a process needs answered when they were last asked."""
 
@@ -548,5 +615,6 @@ def make_registry(collectors: Iterable[Collector]) -> CollectorRegistry:
 CALLS: Final = CallMetrics()
 WORKER: Final = WorkerMetrics()
 PARTS_UP: Final = PartsUp()
-REGISTRY: Final = make_registry((CALLS, WORKER, PARTS_UP))
+BACKENDS: Final = BackendGauges()
+REGISTRY: Final = make_registry((CALLS, WORKER, PARTS_UP, BACKENDS))
 """The metrics of this process, as `/metrics` shows them."""

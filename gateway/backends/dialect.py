@@ -23,7 +23,7 @@ class Dialect:
     `continuous`: parameters that make it tell usage while it generates.
     `needs_max_tokens`: it generates without end unless told a limit.
     `refuses`: parameters that it would ignore, so that the client would get, or pay for, something else.
-    `path_prefix`: what stands before `/v1`.
+    `events_are_tokens`: each event with text is a token at least, so that events bound tokens from below.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Dialect:
     refuses: Mapping[str, str] = field(default_factory=dict)
     max_choices: int = 16
     token_prompts: bool = True
+    events_are_tokens: bool = True
     rename: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, request: CallRequest) -> None:

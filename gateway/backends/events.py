@@ -124,7 +124,12 @@ def _replace_spaced(raw: bytes, key: bytes, text: bytes, instead: bytes | None) 
     return taken if count else re.sub(name + body + rb"\s*,?\s*", b"", raw, count=1)
 
 
-def usage_event(like: dict[str, Any], usage: dict[str, Any]) -> bytes:
+def usage_event(chunk: dict[str, Any], usage: dict[str, Any]) -> bytes:
     """The usage event of the OpenAI API, made by us where a backend's own would be wrong."""
-    chunk = {name: like[name] for name in ("id", "object", "created", "model", "system_fingerprint") if name in like}
-    return b"data: " + _encode({**chunk, "choices": [], "usage": usage}) + b"\n\n"
+    return b"data: " + _encode({**head_of(chunk), "choices": [], "usage": usage}) + b"\n\n"
+
+
+def head_of(chunk: Any) -> dict[str, Any]:
+    """What is the same in every event of a stream, from one of them."""
+    names = ("id", "object", "created", "model", "system_fingerprint")
+    return {name: chunk[name] for name in names if name in chunk} if isinstance(chunk, dict) else {}

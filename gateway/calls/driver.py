@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
@@ -16,6 +17,8 @@ import structlog
 from gateway import telemetry
 from gateway.api.errors import render
 from gateway.api.ratelimits import rate_limit_headers
+from gateway.backends import DIALECTS
+from gateway.calls.capacity import Place
 from gateway.calls.commands import (
     CloseUpstream,
     Connect,
@@ -29,18 +32,21 @@ from gateway.calls.commands import (
     Settle,
 )
 from gateway.calls.counting import own_count
-from gateway.calls.machine import Call, Phase
+from gateway.calls.machine import Attempt, Call, Phase
 from gateway.calls.running import Running
 from gateway.calls.settling import Settling
 from gateway.calls.upstream import Connection, Pool
 from gateway.exchange import Exchange
-from models.call import BucketState, Hold, RefusedHold
-from models.errors import BackendFailed, BackendTimedOut, TollgateError, Unavailable
+from models.call import BucketState, CallRequest, Hold, HoldRequest, RefusedHold
+from models.catalog import Deployment, Model
+from models.errors import BackendFailed, BackendTimedOut, InvalidRequest, TollgateError, Unavailable
+from models.usage import Ending
 
 HIGH_WATER_BYTES: Final = 512 * 1024
 """Bytes that wait for a slow client before the backend is no longer read."""
 
 _NEVER: Final = float("inf")
+_AT_BACKEND: Final = frozenset({Phase.CONNECTING, Phase.ANSWERING})
 _TO_CLIENT: Final = frozenset({SendHead, SendBody, SendError})
 _STREAM_LINES: Final = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -60,6 +66,7 @@ class Driver:
         "_deadline",
         "_epoch",
         "_exchange",
+        "_first",
         "_first_byte_seconds",
         "_has_ended",
         "_is_at_work",
@@ -67,6 +74,7 @@ class Driver:
         "_is_waiting",
         "_last_second",
         "_loop",
+        "_place",
         "_running",
         "_sent",
         "_settling",
@@ -78,10 +86,24 @@ class Driver:
         "request_id",
     )
 
-    def __init__(self, running: Running, call: Call, epoch: int, exchange: Exchange) -> None:
-        self.call = call
-        self.request_id = str(call.hold_request.origin.call_id)
+    def __init__(
+        self,
+        running: Running,
+        request: CallRequest,
+        hold: HoldRequest,
+        model: Model,
+        place: Place,
+        exchange: Exchange,
+        *,
+        epoch: int,
+        now: Callable[[], datetime],
+        is_audited: bool,
+    ) -> None:
+        self.call = Call(request, hold, model, self._next_attempt, now, is_audited=is_audited)
+        self.request_id = str(hold.origin.call_id)
         self._running = running
+        self._place = place
+        self._first: Attempt | None = None
         self._epoch = epoch
         self._exchange = exchange
         self._loop = asyncio.get_running_loop()
@@ -107,7 +129,35 @@ class Driver:
         self._running.drivers.add(self)
         telemetry.CALLS.started(self.call.request.endpoint)
         self._exchange.watch(self)
-        self._feed(self.call.begin)
+        self._is_waiting = True
+        self._place.enter(self._entered)
+
+    def _entered(self, error: TollgateError | None) -> None:
+        """There is room for the call at a backend, or there is none."""
+        if error is None:
+            try:
+                self._first = self._attempt(self._place.deployment)
+            except InvalidRequest as reason:
+                error = reason
+            except Exception:
+                _log.exception("call_broke", call_id=self.request_id)
+                error = TollgateError(_OUR_FAULT)
+        if error is None:
+            self._go_on(self.call.begin)
+        else:
+            self._go_on(self.call.turned_away, error)
+
+    def _next_attempt(self) -> Attempt | None:
+        """Where the machine's next attempt goes: the first to the place it has, others where there is room at once."""
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        deployment = self._place.retry()
+        return None if deployment is None else self._attempt(deployment)
+
+    def _attempt(self, deployment: Deployment) -> Attempt:
+        dialect = DIALECTS[deployment.backend.kind]
+        return Attempt(deployment, dialect.body(self.call.request, self.call.model, deployment))
 
     def _feed(self, event: Callable[..., None], *values: Any) -> None:
         """Tell the machine what happened, and do what it says."""
@@ -177,6 +227,7 @@ class Driver:
         self._forget_backend()
         if connection is not None:
             connection.leave()
+        self._place.leave()
         self._report()
 
     # Counting --------------------------------------------------------------------------------------------------------
@@ -213,6 +264,10 @@ class Driver:
         self._go_on(self.call.hold_answered, answer)
 
     def _settle(self, command: Settle) -> None:
+        # The backend is done with the call: a slow ledger must not keep others from it.
+        if command.charge.ending is Ending.FINISHED:
+            self._place.succeeded()
+        self._place.leave()
         self._is_waiting = True
         self._settling = Settling(self._running, command.hold, command.charge, self._settled)
         self._settling.begin()
@@ -228,6 +283,7 @@ class Driver:
         self._go_on(call.settled)
 
     def _release(self, command: Release) -> None:
+        self._place.leave()
         self._is_waiting = True
         self._running.detach(self._released(command))
 
@@ -260,6 +316,7 @@ class Driver:
             connection = await pool.connect(self._running.settings.connect_timeout_seconds)
         except BackendFailed as error:
             telemetry.CALLS.backend_error(self._sent.deployment.backend.name, "connect")
+            self._place.failed()
             self._go_on(self.call.upstream_failed, error)
             return
         self._is_waiting = False
@@ -271,9 +328,7 @@ class Driver:
 
     def _ask(self, pool: Pool, connection: Connection) -> None:
         """Send the request."""
-        command, in_flight = self._sent, self._running.upstreams.in_flight
-        backend_id = command.deployment.backend.id
-        in_flight[backend_id] = in_flight.get(backend_id, 0) + 1
+        command = self._sent
         self._connection = connection
         connection.send(pool.address.request(command.endpoint, command.body), self)
         self._deadline = self._loop.time() + self._running.settings.first_byte_timeout_seconds
@@ -281,12 +336,19 @@ class Driver:
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend answers."""
+        # A 200 alone says little: engines send it before they work.
+        if status >= 500:
+            self._place.failed()
+        elif status >= 400:
+            self._place.refused()
         self.call.upstream_head(status, content_type)
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's answer."""
         self._deadline = self._loop.time() + self._running.settings.idle_timeout_seconds
         self._feed(self.call.upstream_bytes, data)
+        if not self._place.is_judged and self.call.meter.chunks:
+            self._place.succeeded()
         if self._slow_since and self._connection is not None:
             self._waiting_bytes += len(data)
             if self._waiting_bytes > HIGH_WATER_BYTES:
@@ -305,6 +367,7 @@ class Driver:
             self._running.detach(self._open(self._running.upstreams.pool(self._sent.deployment)))
             return
         telemetry.CALLS.backend_error(self.call.deployment.backend.name, "closed")
+        self._place.failed()
         self._feed(self.call.upstream_failed, error)
 
     def _close_backend(self, command: CloseUpstream) -> None:
@@ -314,9 +377,7 @@ class Driver:
             connection.close()
 
     def _forget_backend(self) -> None:
-        if self._connection is not None:
-            self._connection = None
-            self._running.upstreams.in_flight[self._sent.deployment.backend.id] -= 1
+        self._connection = None
         self._deadline = _NEVER
 
     # Time ------------------------------------------------------------------------------------------------------------
@@ -329,14 +390,20 @@ class Driver:
             if now - self._slow_since > self._running.settings.write_timeout_seconds:
                 self._exchange.abort()
                 self.client_gone()
-        elif now > self._deadline or now > self._last_second:
+        elif self.call.phase in _AT_BACKEND and (now > self._deadline or now > self._last_second):
             self._deadline = self._last_second = _NEVER
             telemetry.CALLS.backend_error(self.call.deployment.backend.name, "timeout")
+            self._place.failed()
             self._feed(self.call.upstream_failed, BackendTimedOut("The model's backend did not answer in time."))
 
     def drain(self) -> None:
         """This process stops: end the call with what it has."""
-        self._feed(self.call.drain, Unavailable("This server is being restarted. Send the request again."))
+        error = Unavailable("This server is being restarted. Send the request again.")
+        if self.call.phase is Phase.NEW:
+            self._place.leave()
+            self._go_on(self.call.turned_away, error)
+        else:
+            self._feed(self.call.drain, error)
 
     # Client ----------------------------------------------------------------------------------------------------------
 
@@ -345,6 +412,10 @@ class Driver:
         # What it was owed is dropped on the way, not waited for.
         self._slow_since = 0.0
         self._feed(self.call.client_gone)
+        if self.call.phase is Phase.NEW:
+            # Nothing was held for it and nobody waits for an answer.
+            self._place.leave()
+            self._go_on(self.call.turned_away, Unavailable("The client has left."))
 
     def client_ready(self) -> None:
         """The client has read what waited."""

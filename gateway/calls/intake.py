@@ -16,15 +16,14 @@ from gateway.api.errors import render
 from gateway.api.requests import parse
 from gateway.auth import credential
 from gateway.backends import DIALECTS
+from gateway.calls.capacity import Place
 from gateway.calls.driver import Driver
-from gateway.calls.machine import Attempt, Call
 from gateway.calls.running import Running
 from gateway.exchange import Exchange
 from gateway.parts import Parts
-from gateway.routing import order
 from models.account import Principal
 from models.call import CallOrigin, CallRequest, Endpoint
-from models.catalog import Model
+from models.catalog import Deployment, Model
 from models.errors import InvalidRequest, ModelNotFound, TollgateError, Unavailable
 from models.ids import uuid7
 
@@ -93,7 +92,7 @@ class _Arrival:
         intake, settings = self.intake, self.intake.parts.settings
         if intake.is_draining:
             raise Unavailable("This server is being restarted. Send the request again.")
-        if len(intake.running.drivers) >= settings.max_connections:
+        if len(intake.running.drivers) >= settings.max_connections or intake.running.capacity.lag.is_shedding:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
         _check_headers(self.exchange.headers, settings.max_body_bytes)
         self.exchange.read(lambda body: self.do(self._parse, principal, body))
@@ -116,24 +115,16 @@ class _Arrival:
         parts, running = self.intake.parts, self.intake.running
         if self.exchange.disconnected:
             return
-        call = self._call(request, principal)
-        epoch = parts.catalog.epochs.get(principal.shard)
-        if epoch is None:
-            raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
-        Driver(running, call, epoch, self.exchange).begin()
-
-    def _call(self, request: CallRequest, principal: Principal) -> Call:
-        parts = self.intake.parts
         catalog = parts.catalog.current
+        telemetry.CALLS.know(catalog)
+        running.capacity.know(catalog)
         model = catalog.models.get(request.model)
         if model is None:
             raise _no_model(request.model)
         permit(principal, model.id)
-        telemetry.CALLS.know(catalog)
         rates = catalog.rates(principal.price_book, principal.currency, model.id, self.now)
         if rates is None:
             raise _no_model(request.model)
-        attempts = self._attempts(request, model)
         origin = CallOrigin(
             call_id=self.call_id,
             organization_id=principal.organization_id,
@@ -148,26 +139,24 @@ class _Arrival:
             end_user=request.end_user,
         )
         hold = hold_request(request, origin, principal, model, rates)
+        epoch = parts.catalog.epochs.get(principal.shard)
+        if epoch is None:
+            raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
         # The last bytes of a UUIDv7 are random.
-        is_audited = self.call_id.int % 10_000 < parts.settings.audit_share * 10_000
-        return Call(request, hold, model, attempts, parts.clock.now, is_audited=is_audited)
-
-    def _attempts(self, request: CallRequest, model: Model) -> list[Attempt]:
-        """Deployments that can serve the request, with its body for each, in the order in which they are tried."""
-        attempts, refusal = [], None
-        deployments = order(model.deployments, self.intake.running.upstreams.in_flight)
-        for deployment in deployments:
-            try:
-                dialect = DIALECTS[deployment.backend.kind]
-                dialect.check(request)
-                attempts.append(Attempt(deployment, dialect.body(request, model, deployment)))
-            except InvalidRequest as error:
-                refusal = error
-        if not attempts:
-            raise refusal or Unavailable(
-                "All backends of this model are busy or disabled. Nothing was charged; try again."
-            )
-        return attempts
+        chance = self.call_id.int % 10_000 / 10_000
+        tokens = hold.input_bound + hold.output_bound
+        place = Place(running.capacity, able(model, request), principal.organization_id, tokens, jitter=chance)
+        Driver(
+            running,
+            request,
+            hold,
+            model,
+            place,
+            self.exchange,
+            epoch=epoch,
+            now=parts.clock.now,
+            is_audited=chance < parts.settings.audit_share,
+        ).begin()
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, TollgateError):
@@ -182,6 +171,22 @@ class _Arrival:
         # After 413 the server goes on reading and throws away: closing at once would reset the connection before a
         # client that is still sending has read why.
         exchange.answer(*render(error, request_id=str(self.call_id)))
+
+
+def able(model: Model, request: CallRequest) -> tuple[Deployment, ...]:
+    """The deployments of a model whose engine can serve the request; raises why not where none can."""
+    refusal: InvalidRequest | None = None
+    found = []
+    for each in model.deployments:
+        try:
+            DIALECTS[each.backend.kind].check(request)
+        except InvalidRequest as error:
+            refusal = error
+        else:
+            found.append(each)
+    if not found:
+        raise refusal or Unavailable("All backends of this model are disabled. Nothing was charged; try again.")
+    return tuple(found)
 
 
 def _no_model(name: str) -> ModelNotFound:

@@ -9,7 +9,7 @@ is settled, exactly one `Settle` or `Release` for every hold.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from enum import Enum, auto
 
@@ -18,7 +18,7 @@ import msgspec
 from billing import charges
 from billing.admission import tightened
 from gateway.backends import DIALECTS
-from gateway.backends.events import Chunk, read, read_any, replace, usage_event
+from gateway.backends.events import Chunk, head_of, read, read_any, replace, usage_event
 from gateway.backends.failures import failure, stream_failure
 from gateway.calls.aggregate import Aggregate
 from gateway.calls.commands import (
@@ -37,12 +37,13 @@ from gateway.calls.commands import (
 from gateway.calls.metering import Meter, OwnCount, client_usage
 from gateway.calls.refusals import error_event, refusal
 from gateway.calls.sse import DONE, Event, EventSplitter, EventTooLarge
-from models.call import CallRequest, Charge, Checkpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
+from models.call import CallRequest, Charge, Checkpoint, Endpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
 from models.catalog import Deployment, Model
 from models.errors import (
     BackendFailed,
     BrokenPromise,
     TollgateError,
+    Unavailable,
 )
 from models.usage import Ending
 from models.values import value
@@ -76,14 +77,17 @@ class Phase(Enum):
 
 
 class Call:
-    """One call from its admission to its last byte."""
+    """One call from its admission to its last byte.
+
+    `next_attempt` says where to send it, first and again after each failure before the first byte; None: nowhere.
+    """
 
     def __init__(
         self,
         request: CallRequest,
         hold_request: HoldRequest,
         model: Model,
-        attempts: Sequence[Attempt],
+        next_attempt: Callable[[], Attempt | None],
         now: Callable[[], datetime],
         *,
         is_audited: bool = False,
@@ -96,12 +100,13 @@ class Call:
         self.model = model
         self.phase = Phase.NEW
         self.hold: Hold | None = None
-        self.deployment = attempts[0].deployment
+        self.deployment: Deployment
         self.ending: Ending | None = None
         self.error: TollgateError | None = None
         self.charge: Charge | None = None
         self.is_client_gone = False
-        self._candidates = list(attempts[:MAX_ATTEMPTS])
+        self._next_attempt = next_attempt
+        self._attempts = 0
         self._now = now
         self.commands: deque[Command] = deque()
         self._final = b""
@@ -140,6 +145,11 @@ class Call:
         self.phase = Phase.HOLDING
         self._do(PlaceHold(self.hold_request))
 
+    def turned_away(self, error: TollgateError) -> None:
+        """There is no room for the call at any backend: nothing was held for it."""
+        if self.phase is Phase.NEW:
+            self._refuse(error)
+
     def hold_answered(self, answer: Hold | RefusedHold) -> None:
         """The hot store has placed the hold, or refused it."""
         if self.phase is not Phase.HOLDING:
@@ -156,7 +166,12 @@ class Call:
         if self.is_client_gone:
             self._release("the client left before the call was sent")
             return
-        self._connect()
+        attempt = self._next_attempt()
+        if attempt is None:
+            self._release("there was no backend to send the call to")
+            self._refuse(Unavailable("All backends of this model are busy. Nothing was charged; try again."))
+            return
+        self._connect(attempt)
 
     def _may_count_prompt(self) -> bool:
         return self.model.tokenizer is not None and self.request.input_bound is not None and not self._is_prompt_counted
@@ -178,8 +193,8 @@ class Call:
 
     # Backend ---------------------------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
-        attempt = self._candidates.pop(0)
+    def _connect(self, attempt: Attempt) -> None:
+        self._attempts += 1
         self.deployment = attempt.deployment
         self._begin_attempt()
         self.phase = Phase.CONNECTING
@@ -243,11 +258,32 @@ class Call:
                     self._fail_in_stream(stream_failure(error, self.deployment))
                     return
                 self.meter.see(chunk)
+                if self.meter.is_beyond(self.hold_request.output_bound):
+                    self._pass(passed)
+                    self._spend_hold(data)
+                    return
                 if self._aggregate is not None:
                     self._aggregate.add(read_any(data))
                 else:
                     passed.append(self._for_client(raw, chunk, data))
         self._pass(passed)
+
+    def _spend_hold(self, data: bytes) -> None:
+        """The backend goes on beyond the tokens that the hold covers: end the answer here, as at a limit of length."""
+        self._do(CloseUpstream())
+        ends = [
+            {"index": index, "finish_reason": "length", "logprobs": None, **self._nothing()}
+            for index in range(self.request.choices)
+            if index not in self.meter.finished
+        ]
+        event = {**head_of(read_any(data)), "model": self.request.model, "choices": ends}
+        if self._aggregate is not None:
+            self._aggregate.add(event)
+        self._finish(Ending.HOLD_SPENT, (b"data: " + _encode(event) + b"\n\n" if ends else b"") + _DONE_EVENT)
+
+    def _nothing(self) -> dict[str, object]:
+        """The part of an event's choice that adds no text."""
+        return {"delta": {}} if self.request.endpoint is Endpoint.CHAT_COMPLETIONS else {"text": ""}
 
     def _for_client(self, raw: bytes, chunk: Chunk, data: bytes) -> bytes:
         """The event, byte for byte, less what the client did not ask for."""
@@ -315,9 +351,11 @@ class Call:
 
     def _fail_before_first_byte(self, error: TollgateError, may_retry: bool) -> None:
         self._do(CloseUpstream())
-        if may_retry and self._candidates and not self.is_client_gone:
-            self._connect()
-            return
+        if may_retry and self._attempts < MAX_ATTEMPTS and not self.is_client_gone:
+            attempt = self._next_attempt()
+            if attempt is not None:
+                self._connect(attempt)
+                return
         self._release(error.message)
         self._refuse(error)
 

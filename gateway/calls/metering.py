@@ -19,6 +19,8 @@ from models.usage import BilledCount, TokenUsage, UsageSource
 from models.values import value
 
 BYTES_PER_TOKEN = 4
+EXTRA_EVENTS = 64
+"""Events without a token of their own that an answer may have: the rest of a tool call, say."""
 MAX_KEPT_TEXT = 16 * 1024 * 1024
 
 
@@ -192,6 +194,15 @@ class Meter:
     def has_output(self) -> bool:
         """Whether anything was generated, by what passed or by what the backend says."""
         return self.chunks > 0 or any(reading.completion for reading in (*self.final.values(), *self.running.values()))
+
+    def is_beyond(self, output_bound: int) -> bool:
+        """Whether the backend has surely generated more than `output_bound` tokens.
+
+        By its own word where it tells usage as it goes, else by the events that passed.
+        """
+        if self.running:
+            return sum(reading.completion for reading in self.running.values()) > output_bound
+        return self.dialect.events_are_tokens and self.chunks > output_bound + EXTRA_EVENTS
 
     def total(self) -> Reading:
         """The backend's numbers for the whole call, by its dialect's rule: final ones before running ones."""

@@ -14,6 +14,7 @@ import structlog
 from billing.hot.store import HotStore
 from billing.journal.journal import Journal
 from billing.tokens import Tokenizers
+from gateway.calls.capacity import Capacity
 from gateway.calls.machine import Call
 from gateway.calls.upstream import Upstreams
 from gateway.settings import Settings
@@ -48,6 +49,7 @@ class Running:
     settings: Settings
     hot: HotStore
     upstreams: Upstreams
+    capacity: Capacity
     tokenizers: Tokenizers
     journal: Journal | None = None
     drivers: set[RunningCall] = field(default_factory=set)
@@ -62,7 +64,9 @@ class Running:
             now = loop.time()
             for driver in tuple(self.drivers):
                 driver.check_time(now)
+            expected = loop.time() + SWEEP_SECONDS
             await asyncio.sleep(SWEEP_SECONDS)
+            self.capacity.lag.woke(expected, loop.time())
 
     async def keep_checkpoints(self, stop: asyncio.Event) -> None:
         """Once a second, write how far all calls have come, in one go; it also shows that this process is alive."""

@@ -299,10 +299,9 @@ class Pool:
 
 @dataclass(slots=True)
 class Upstreams:
-    """The pools of all backends of a process, and how many calls each backend runs."""
+    """The pools of all backends of a process."""
 
     connect_timeout_seconds: float
-    in_flight: dict[UUID, int] = field(default_factory=dict)
     _pools: dict[UUID, tuple[Backend, Pool]] = field(default_factory=dict)
 
     def pool(self, deployment: Deployment) -> Pool:

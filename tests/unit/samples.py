@@ -74,7 +74,7 @@ def make_call(
         created_at=NOW,
     )
     hold = hold_request(request, origin, PRINCIPAL, model, RATES)
-    attempts = [
+    attempts = (
         Attempt(one, DIALECTS[one.backend.kind].body(request, model, one)) for one in deployments or (deployment(),)
-    ]
-    return Call(request, hold, model, attempts, lambda: NOW, is_audited=is_audited)
+    )
+    return Call(request, hold, model, lambda: next(attempts, None), lambda: NOW, is_audited=is_audited)
