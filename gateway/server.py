@@ -39,6 +39,8 @@ class PublicProtocol(HttpToolsProtocol):
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
+    _idle_since = 0.0
     _head_bytes = 0
     _in_head = True
     _exchange: Exchange | None = None
@@ -71,6 +73,8 @@ class PublicProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the client is gone."""
         self._arrived()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         super().connection_lost(exc)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -163,6 +167,37 @@ class PublicProtocol(HttpToolsProtocol):
             self.cycle.body_ended()
         else:
             super().on_message_complete()
+
+    # Keep-alive ------------------------------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        """uvicorn: a request is answered. As there, but that one timer a connection looks how long it has been idle."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(KEEP_ALIVE_SECONDS, self._look_for_idleness)
+
+    def _look_for_idleness(self) -> None:
+        self._idle_timer = None
+        if self.transport.is_closing():
+            return
+        if self._head_bytes or not self.cycle.response_complete:
+            # A request is under way; its end will arm the timer again.
+            return
+        idle = self.loop.time() - self._idle_since
+        if idle < KEEP_ALIVE_SECONDS:
+            self._idle_timer = self.loop.call_later(KEEP_ALIVE_SECONDS - idle, self._look_for_idleness)
+        elif self.flow.write_paused:
+            # The last answer was never read to its end.
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     # Bounds ----------------------------------------------------------------------------------------------------------
 

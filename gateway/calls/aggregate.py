@@ -10,6 +10,7 @@ from models.call import Endpoint
 _OBJECTS = {Endpoint.CHAT_COMPLETIONS: "chat.completion", Endpoint.COMPLETIONS: "text_completion"}
 # Pieces of these are the same in every event; all other text is a piece of a longer one.
 _NOT_PIECES = frozenset({"role", "type", "id", "name"})
+_PLAIN = frozenset({"index", "delta", "finish_reason", "logprobs"})
 _INNER = frozenset({"choices", "usage", "timings", "object"})
 
 
@@ -33,6 +34,13 @@ class Aggregate:
             for name in event.keys() - self._head.keys() - _INNER:
                 self._head[name] = event[name]
         for choice in event.get("choices") or ():
+            # A token, and nothing else: what almost all events are.
+            delta, contents = choice.get("delta"), self._contents.get(choice.get("index", 0))
+            if contents is not None and delta is not None and len(delta) == 1 and _is_plain(choice):
+                content = delta.get("content")
+                if isinstance(content, str):
+                    contents.append(content)
+                    continue
             self._add_choice(choice)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
@@ -81,6 +89,11 @@ class Aggregate:
                 choice["text"] = "".join(pieces)
             choices.append(choice)
         return {**self._head, "object": _OBJECTS[self._endpoint], "choices": choices, "usage": usage}
+
+
+def _is_plain(choice: dict[str, Any]) -> bool:
+    """Whether a choice says nothing beside its delta."""
+    return choice.keys() <= _PLAIN and choice.get("finish_reason") is None and choice.get("logprobs") is None
 
 
 def _merge(whole: dict[str, Any], piece: dict[str, Any]) -> None:

@@ -228,6 +228,8 @@ class Driver:
         if connection is not None:
             connection.leave()
         self._place.leave()
+        # Or call and driver would know each other, and be garbage to look for instead of gone.
+        self.call.next_attempt = _nowhere
         self._report()
 
     # Counting --------------------------------------------------------------------------------------------------------
@@ -475,6 +477,11 @@ class Driver:
             reason=call.error.message if call.error is not None else "",
             charge=call.charge,
         )
+
+
+def _nowhere() -> Attempt | None:
+    """Where a call goes that has ended."""
+    return None
 
 
 _DOES: dict[type[Any], Callable[[Driver, Any], None]] = {

@@ -105,7 +105,7 @@ class Call:
         self.error: TollgateError | None = None
         self.charge: Charge | None = None
         self.is_client_gone = False
-        self._next_attempt = next_attempt
+        self.next_attempt = next_attempt
         self._attempts = 0
         self._now = now
         self.commands: deque[Command] = deque()
@@ -166,7 +166,7 @@ class Call:
         if self.is_client_gone:
             self._release("the client left before the call was sent")
             return
-        attempt = self._next_attempt()
+        attempt = self.next_attempt()
         if attempt is None:
             self._release("there was no backend to send the call to")
             self._refuse(Unavailable("All backends of this model are busy. Nothing was charged; try again."))
@@ -352,7 +352,7 @@ class Call:
     def _fail_before_first_byte(self, error: TollgateError, may_retry: bool) -> None:
         self._do(CloseUpstream())
         if may_retry and self._attempts < MAX_ATTEMPTS and not self.is_client_gone:
-            attempt = self._next_attempt()
+            attempt = self.next_attempt()
             if attempt is not None:
                 self._connect(attempt)
                 return

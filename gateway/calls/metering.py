@@ -6,7 +6,7 @@ use at most, and replaced by our own count where they are missing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -50,21 +50,35 @@ class OwnCount:
         return self.is_prompt_exact and self.is_completion_exact
 
 
-@dataclass(slots=True)
 class Meter:
     """Fed with the chunks of a stream, or with the body of an answer that does not stream."""
 
-    request: CallRequest
-    dialect: Dialect
-    final: dict[int, Reading] = field(default_factory=dict)
-    running: dict[int, Reading] = field(default_factory=dict)
-    finished: set[int] = field(default_factory=set)
-    texts: dict[int, list[str]] = field(default_factory=dict)
-    raw: list[Any] = field(default_factory=list)
-    flags: set[str] = field(default_factory=set)
-    chunks: int = 0
-    is_answer: bool = False
-    _kept_text: int = 0
+    __slots__ = (
+        "_kept_text",
+        "chunks",
+        "dialect",
+        "final",
+        "finished",
+        "flags",
+        "is_answer",
+        "raw",
+        "request",
+        "running",
+        "texts",
+    )
+
+    def __init__(self, request: CallRequest, dialect: Dialect) -> None:
+        self.request = request
+        self.dialect = dialect
+        self.final: dict[int, Reading] = {}
+        self.running: dict[int, Reading] = {}
+        self.finished: set[int] = set()
+        self.texts: dict[int, list[str]] = {}
+        self.raw: list[Any] = []
+        self.flags: set[str] = set()
+        self.chunks = 0
+        self.is_answer = False
+        self._kept_text = 0
 
     def see(self, chunk: Chunk) -> None:
         """Take in one chunk of a stream."""

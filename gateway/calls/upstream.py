@@ -106,10 +106,10 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._sink: Sink | None = None
         self._is_paused = False
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._content_type = b""
         self._has_length = False
@@ -169,6 +169,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes came."""
+        if self._is_complete:
+            # Nobody has asked: taken for the answer to the next request, these would be one caller's words in another's
+            # answer.
+            self.close()
+            return
         if not self._started:
             self._head_bytes += len(data)
         try:
