@@ -427,7 +427,7 @@ async def test_verify_finds_a_changed_correction(scene: Scene, owner: AsyncEngin
         await connection.execute(text("alter table charge disable trigger user"))
         await connection.execute(text(f"update charge set {change} where corrects is not null"))
     report = await verify(scene.shop.engine, None)
-    assert "prices" in {check.name for check in report.checks if not check.ok}
+    assert "corrections" in {check.name for check in report.checks if not check.ok}
 
 
 _tokens = st.integers(0, 2_000)
