@@ -110,8 +110,9 @@ def _print(report: Report) -> None:
     console = Console(highlight=False)
     for promise, title in PROMISES.items():
         console.print(f"{promise} {title}", style="bold")
-        table = Table.grid(padding=(0, 2), pad_edge=True)
-        table.add_column(width=len(_mark(ok=False)))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        # As wide as the longer mark, so that the sentences of all promises stand below one another.
+        table.add_column(min_width=len(_mark(ok=False)), no_wrap=True)
         for check in report.checks:
             if check.claim.promise == promise:
                 table.add_row(_mark(check.ok), check.claim.sentence)
@@ -120,6 +121,8 @@ def _print(report: Report) -> None:
     for check in report.checks:
         if not check.ok:
             _print_wrong(console, check)
+    if not report.ok:
+        console.print("Amounts are ledger units: 10⁻⁹ USD or EUR, 10⁻⁶ KRW or JPY.", style="dim")
     verdict = "Every promise holds" if report.ok else "A promise does not hold"
     console.print(f"{verdict}, on {report.charges:,} charges, in {report.milliseconds / 1_000:,.1f} s.")
 
@@ -134,7 +137,6 @@ def _print_wrong(console: Console, check: Check) -> None:
     for finding in check.findings:
         # As plain text, and unbroken: ids and reasons may look like markup, and are copied from here.
         console.print(Text(f"  {finding}"), soft_wrap=True)
-    console.print("  Amounts are ledger units: 10⁻⁹ USD or EUR, 10⁻⁶ KRW or JPY.", style="dim")
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
