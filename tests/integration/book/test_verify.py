@@ -496,7 +496,7 @@ async def test_no_false_alarm_while_calls_run_and_are_booked(shop: Shop) -> None
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(traffic())
-        for _ in range(15):
+        for _ in range(10):
             report, failed = await _verified(shop)
             assert failed == {}
         is_over.set()
