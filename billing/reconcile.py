@@ -33,6 +33,8 @@ LONGEST_CALL: Final = timedelta(days=1)
 """Charges of calls begun before the last reconciliation by more than this are not looked at again: a book of years
 would have to be read each time. No call runs that long, and no gateway keeps one unsettled that long."""
 
+_BUSY_BASE: Final = "Calls ran when it was first looked at, so it is begun anew: what comes from now on is compared."
+
 _ATTEMPTS: Final = 6
 _PAUSE_SECONDS: Final = 0.2
 _BACKENDS_AT_ONCE: Final = 4
@@ -105,7 +107,11 @@ class Reconciler:
             is_settled = measure.is_steady and comparison.verdict is not Verdict.DIFFERS
             if is_settled or comparison.verdict is Verdict.EQUAL:
                 break
-        return Reconciliation(backend.name, now, since, counted_from, comparison, measure)
+        reason = None
+        if comparison.verdict is Verdict.DIFFERS and base is not None and base.calls_in_flight and measure.is_steady:
+            # What those calls had used by then is on one side only, and nobody knows how much that was.
+            comparison, reason = Comparison(Verdict.BASELINE), _BUSY_BASE
+        return Reconciliation(backend.name, now, since, counted_from, comparison, measure, reason)
 
     async def _measure(self, backend: Backend, base: Base | None, counted_from: datetime) -> Measure:
         """One look. The ledger is read between two readings of the counters, to know whether they stood still."""

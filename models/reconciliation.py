@@ -52,12 +52,13 @@ class LedgerSums:
 @dataclass(frozen=True, slots=True)
 class Base:
     """What a backend is compared with: its last reconciliation; `ledger` sums the calls begun at `counted_from` or
-    later."""
+    later. `calls_in_flight` ran when it was taken, so the counters had a part of their tokens and the ledger none."""
 
     at: datetime
     counted_from: datetime
     counters: Counters
     ledger: LedgerSums
+    calls_in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """The result for one backend. `reason` says why there is no `measure`."""
+    """The result for one backend. `reason` says why there is no `measure`, or why a difference is not one."""
 
     backend: str
     at: datetime

@@ -43,7 +43,7 @@ class Scripted:
                     name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
                 }
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                asked = Asked(head[0].split(" ")[1], headers, json.loads(body))
+                asked = Asked(head[0].split(" ")[1], headers, json.loads(body or b"null"))
                 self.asked.append(asked)
                 answer = asyncio.ensure_future(self.script(asked, writer))
                 # Nothing comes before the answer is complete but the end of the connection.

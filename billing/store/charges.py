@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from billing.booking import correction_id
 from billing.store.pages import AnyRow, Page, fetch_page
 from models.call import Charge
 from models.ids import first_uuid7
@@ -64,6 +65,19 @@ async def list_charges(
     """A page of charges by call id, which is the order of their making, and whether more follow."""
     rows, more = await fetch_page(connection, _matching(wanted), charge.c.call_id, page)
     return [_booked(row) for row in rows], more
+
+
+async def corrections_of(connection: AsyncConnection, call_ids: Collection[UUID]) -> dict[UUID, list[UUID]]:
+    """The ids of the charges that correct these calls, by call; calls that are not corrected are left out.
+
+    The id of a call's correction follows from the call's, so these are a few reads of the primary key.
+    """
+    wanted = [correction_id(call_id) for call_id in call_ids]
+    rows = await connection.execute(select(charge.c.call_id, charge.c.corrects).where(charge.c.call_id.in_(wanted)))
+    found: dict[UUID, list[UUID]] = {}
+    for row in rows:
+        found.setdefault(row.corrects, []).append(row.call_id)
+    return found
 
 
 async def charge_pages(

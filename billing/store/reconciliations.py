@@ -49,7 +49,9 @@ async def last_base(connection: AsyncConnection, backend: str) -> Base | None:
         return None
     counters = Counters(found.counter_input, found.counter_output, found.input_rounding, found.output_rounding)
     ledger = LedgerSums(found.ledger_input, found.ledger_output, found.ledger_estimated_calls)
-    return Base(found.at, found.counted_from, counters, ledger)
+    # Equal while calls ran is equal: where both sums agree none of these calls had any tokens yet.
+    in_flight = 0 if found.verdict == Verdict.EQUAL.value else found.calls_in_flight
+    return Base(found.at, found.counted_from, counters, ledger, in_flight)
 
 
 async def booked_since(connection: AsyncConnection, backend: str, start: datetime) -> LedgerSums:

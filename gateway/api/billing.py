@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from billing.exports import ChargeExport, begin_export, charge_csv, count_rows, make_manifest
 from billing.hot.entries import decode_charge
-from billing.store.charges import BookedCharge, ChargeFilter, find_charge, list_charges
+from billing.store.charges import BookedCharge, ChargeFilter, corrections_of, find_charge, list_charges
 from billing.store.grant_list import list_grants
 from billing.store.organizations import find_organization
 from billing.store.pages import AnyRow, Page
@@ -115,7 +115,9 @@ async def read_charges(
     """Booked charges, newest first; `created_after` is inclusive, `created_before` exclusive."""
     async with parts.engine.connect() as connection:
         rows, more = await list_charges(connection, wanted, Page(after, limit, newest_first=order == "desc"))
-    return _list((receipt_json(row.charge, row) for row in rows), more, "call_id")
+        corrections = await corrections_of(connection, [row.charge.call_id for row in rows])
+    receipts = (receipt_json(row.charge, row, corrections.get(row.charge.call_id, ())) for row in rows)
+    return _list(receipts, more, "call_id")
 
 
 @router.get("/v1/billing/charges.csv")
@@ -127,19 +129,20 @@ async def read_charges_csv(wanted: Wanted, parts: PartsHere, excel: bool = False
 
 @router.get("/v1/calls/{call_id}")
 async def read_receipt(call_id: str, reader: Reader, parts: PartsHere) -> dict[str, Any]:
-    """The receipt of a call, from the moment it was settled; `funding` is empty until it is `booked`."""
+    """The receipt of a call, from the moment it was settled; `funding` is empty until it is `booked`.
+
+    `corrected_by` names the charges that correct it, each with a receipt of its own; their amounts are added to it.
+    """
     scope, call = _visible_to(reader), _call_id(call_id)
-    booked = await _find(parts, call, scope)
-    if booked is not None:
-        return receipt_json(booked.charge, booked)
+    if (receipt := await _booked_receipt(parts, call, scope)) is not None:
+        return receipt
     settled = await _find_settled(parts, reader, call)
     if settled is not None and _is_visible(settled, scope):
         return receipt_json(settled, None)
     # It may have moved from the stream to the book between the two looks.
-    booked = await _find(parts, call, scope)
-    if booked is None:
+    if (receipt := await _booked_receipt(parts, call, scope)) is None:
         raise NotFound("There is no such call, or it was not charged.")
-    return receipt_json(booked.charge, booked)
+    return receipt
 
 
 @router.api_route("/v1/calls/{call_id}", methods=["PUT", "PATCH", "DELETE"], include_in_schema=False)
@@ -148,9 +151,13 @@ async def change_receipt(call_id: str, reader: Reader) -> None:
     raise NotFound("There is nothing here that can be changed.")
 
 
-async def _find(parts: Parts, call: UUID, scope: ChargeFilter) -> BookedCharge | None:
+async def _booked_receipt(parts: Parts, call: UUID, scope: ChargeFilter) -> dict[str, Any] | None:
     async with parts.engine.connect() as connection:
-        return await find_charge(connection, call, scope)
+        booked = await find_charge(connection, call, scope)
+        if booked is None:
+            return None
+        corrections = await corrections_of(connection, [call])
+    return receipt_json(booked.charge, booked, corrections.get(call, ()))
 
 
 async def _find_settled(parts: Parts, reader: Principal | AdminPrincipal, call: UUID) -> Charge | None:
@@ -238,8 +245,11 @@ def _file(parts: Parts, export: ChargeExport, headers: dict[str, str]) -> Stream
 # Who may see what, and how it looks ----------------------------------------------------------------------------------
 
 
-def receipt_json(charge: Charge, booked: BookedCharge | None) -> dict[str, Any]:
-    """A charge as DESIGN section 6 names its fields; `booked` brings the funding, None where it is not booked yet."""
+def receipt_json(charge: Charge, booked: BookedCharge | None, corrected_by: Sequence[UUID] = ()) -> dict[str, Any]:
+    """A charge as DESIGN section 6 names its fields; `booked` brings the funding, None where it is not booked yet.
+
+    `corrected_by` are the charges that correct it.
+    """
     currency = charge.currency
     return {
         "object": "charge",
@@ -271,6 +281,7 @@ def receipt_json(charge: Charge, booked: BookedCharge | None) -> dict[str, Any]:
         "counted": charge.counted,
         "flags": list(charge.flags),
         "corrects": None if charge.corrects is None else str(charge.corrects),
+        "corrected_by": [str(one) for one in corrected_by] or None,
         "booked": booked is not None,
     }
 

@@ -24,6 +24,7 @@ from tests.stage import Stage, Tenant, raise_curtain
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
 _BACKEND = "llamacpp-tiny"
+_BASELINE = Verdict.BASELINE
 
 
 @pytest.fixture
@@ -132,6 +133,78 @@ async def test_calls_in_flight_are_told(stage: Stage) -> None:
     after = await reconciled(stage)
     # The other backend's call is none of this one's.
     assert (after["calls_in_flight"], after["charged"]) == (0, {"input_tokens": 0, "output_tokens": 0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "metrics"),
+    [
+        pytest.param(
+            "vllm",
+            'vllm:prompt_tokens_total{{engine="0",model_name="served"}} {}.0\n'
+            'vllm:generation_tokens_total{{engine="0",model_name="served"}} {}.0\n',
+            id="vLLM",
+        ),
+        pytest.param(
+            "sglang",
+            'sglang:prompt_tokens_total{{model_name="served"}} {}.0\n'
+            'sglang:generation_tokens_total{{model_name="served"}} {}.0\n',
+            id="SGLang",
+        ),
+    ],
+)
+async def test_engines_in_python_are_compared_by_their_own_names(stage: Stage, kind: str, metrics: str) -> None:
+    counted = {"prompt": 1_000, "generation": 50}
+
+    async def script(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.path == "/metrics":
+            text = metrics.format(counted["prompt"], counted["generation"]).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(text) + text)
+            return
+        counted["prompt"] += 7
+        counted["generation"] += 2
+        await open_stream(writer)
+        await send(writer, said("two words", finish="stop"), usage(7, 2), DONE)
+        await end(writer)
+
+    tenant = await stage.tenant()
+    async with scripted_backend(script) as engine:
+        await stage.backend(engine.url, kind=kind, model="served")
+
+        async def result(code: int) -> dict[str, Any]:
+            ended, output = await reconcile(stage, "--json")
+            assert ended == code, output
+            return next(dict(one) for one in json.loads(output)["data"] if one["backend"] == f"{kind}-served")
+
+        assert (await result(0))["verdict"] == "baseline"
+        for _ in range(2):
+            body = {"model": "served", "messages": [{"role": "user", "content": "hi"}]}
+            answer = await stage.client.post(f"{stage.base_url}/v1/chat/completions", json=body, headers=tenant.headers)
+            assert answer.status_code == 200, answer.text
+        await stage.quiet()
+        equal = await result(0)
+        assert (equal["verdict"], equal["charged"]) == ("equal", {"input_tokens": 14, "output_tokens": 4})
+        counted["generation"] += 1
+        differs = await result(1)
+        assert (differs["verdict"], differs["difference"]) == ("differs", {"input_tokens": 0, "output_tokens": 1})
+
+
+async def test_a_base_of_a_busy_moment_is_no_ground_for_a_difference(stage: Stage) -> None:
+    """Calls that ran when it was taken had tokens in the counters that came to the ledger later."""
+    tenant = await stage.tenant()
+    first = await reconciled(stage)
+    engine = stage.app.parts.engine
+    async with engine.begin() as connection:
+        base = await last_base(connection, _BACKEND)
+        assert base is not None
+        less = Counters(base.counters.input - 3, base.counters.output)
+        busy = Measure(less, base.ledger, base.ledger, calls_in_flight=1, is_steady=False)
+        await keep(connection, Reconciliation(_BACKEND, base.at, None, base.counted_from, Comparison(_BASELINE), busy))
+    begun = await reconciled(stage)
+    assert (begun["verdict"], begun["metered"]) == ("baseline", None)
+    assert begun["reason"].startswith("Calls ran when it was first looked at")
+    await call(stage, tenant, range(2))
+    assert (await reconciled(stage))["verdict"] == "equal"
+    assert first["verdict"] == "baseline"
 
 
 async def test_a_restart_begins_anew_and_a_busy_difference_is_no_base(stage: Stage) -> None:

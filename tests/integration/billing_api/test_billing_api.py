@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
+from billing.booking import correction_id
 from gateway.parts import Parts
 from models.call import Charge
 from models.ids import uuid7
+from models.usage import Ending
 from tests.integration.billing_api.world import MONDAY, Tenant, World, make_charge
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +32,7 @@ RECEIPT_FIELDS = frozenset(
     }
     | {"deployment", "streamed", "ending", "usage_source", "input_tokens", "cached_tokens", "cache_write_tokens"}
     | {"output_tokens", "reasoning_tokens", "amount", "hold", "price_version_ids", "funding", "reported", "counted"}
-    | {"corrects"}
+    | {"corrects", "corrected_by"}
 )
 GRANT_FIELDS = frozenset(
     {"id", "kind", "amount", "remaining", "priority", "effective_at", "expires_at", "scope", "voided_at"}
@@ -148,6 +150,26 @@ async def test_receipt(world: World) -> None:
     assert receipt["created_at"] == "2026-03-02T12:00:00Z"
     assert (receipt["ending"], receipt["usage_source"], receipt["booked"]) == ("finished", "backend", True)
     assert receipt["reported"] == {"prompt_tokens": 10}
+
+
+async def test_a_receipt_and_its_correction_name_each_other(world: World) -> None:
+    plain, call = make_charge(world.ours), make_charge(world.ours, ending=Ending.RECOVERED)
+    fixed = replace(call, call_id=correction_id(call.call_id), corrects=call.call_id, amount=-100)
+    await world.book(plain, call)
+    before = (await world.get(f"/v1/calls/{call.call_id}", world.ours.api_key)).json()
+    assert before["corrected_by"] is None
+    await world.book(fixed, posting_id=2)
+    named = {
+        plain.call_id: (None, None),
+        call.call_id: (None, [str(fixed.call_id)]),
+        fixed.call_id: (str(call.call_id), None),
+    }
+    for call_id, (corrects, corrected_by) in named.items():
+        receipt = (await world.get(f"/v1/calls/{call_id}", world.ours.api_key)).json()
+        assert (receipt["corrects"], receipt["corrected_by"]) == (corrects, corrected_by)
+    page = (await world.get("/v1/billing/charges", world.ours.api_key)).json()
+    listed = {UUID(each["call_id"]): (each["corrects"], each["corrected_by"]) for each in page["data"]}
+    assert listed == named
 
 
 async def test_receipt_of_a_call_that_is_settled_and_not_booked(world: World) -> None:

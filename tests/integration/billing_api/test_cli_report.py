@@ -150,7 +150,15 @@ async def test_verify_ends_with_1_on_a_tampered_ledger(data_dir: Path, postgres:
     await engine.dispose()
     ended = await _tollgate("verify", "--json", "--data-dir", data_dir)
     assert ended.code == 1
-    assert not json.loads(ended.out)["ok"]
+    report = json.loads(ended.out)
+    assert not report["ok"]
+    [grants] = [check for check in report["checks"] if check["name"] == "grants"]
+    assert (grants["ok"], grants["promise"], grants["wrong"]) == (False, "P5", len(grants["findings"]))
+    said = await _tollgate("verify", "--data-dir", data_dir)
+    assert said.code == 1
+    finding = grants["findings"][0]
+    assert f"{finding['subject']}: expected {finding['expected']}, found {finding['found']}" in said.out
+    assert "A promise does not hold" in said.out
 
 
 async def test_commands_say_what_is_away(redis_away: dict[str, str]) -> None:

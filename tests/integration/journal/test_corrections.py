@@ -427,7 +427,26 @@ async def test_verify_finds_a_changed_correction(scene: Scene, owner: AsyncEngin
         await connection.execute(text("alter table charge disable trigger user"))
         await connection.execute(text(f"update charge set {change} where corrects is not null"))
     report = await verify(scene.shop.engine, None)
-    assert "prices" in {check.name for check in report.checks if not check.ok}
+    assert "corrections" in {check.name for check in report.checks if not check.ok}
+
+
+async def test_verify_finds_a_call_that_is_corrected_twice(scene: Scene, owner: AsyncEngine) -> None:
+    tenant = await scene.shop.tenant(paid=PAID)
+    hold = await scene.recovered(tenant, 100)
+    await scene.book(tenant)
+    await correct(scene.shop.engine, scene.shop.hot, finished(hold, TokenUsage(100, 500)))
+    again = "insert into charge select * from again"
+    async with owner.begin() as connection:
+        await connection.execute(
+            text("create temporary table again as select * from charge where corrects is not null")
+        )
+        await connection.execute(text("update again set call_id = gen_random_uuid()"))
+        await connection.execute(text(again))
+    report = await verify(scene.shop.engine, None)
+    told = {check.name: str(*check.findings) for check in report.checks if not check.ok}
+    assert {"corrected_once", "corrections"} <= told.keys()
+    assert f"call {hold.request.origin.call_id}: expected 1 correction, found 2" in told["corrected_once"]
+    assert f"expected the id {correction_id(hold.request.origin.call_id)}" in told["corrections"]
 
 
 _tokens = st.integers(0, 2_000)

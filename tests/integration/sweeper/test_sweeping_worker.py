@@ -134,7 +134,7 @@ async def test_verify_finds_holds_that_nobody_swept(shop: Shop, raw: HotConnecti
     await silence(raw, shop.hot, tenant.shard, "one", LONG_MS)
     report = await verify(shop.engine, shop.hot)
     [check] = [check for check in report.checks if not check.ok]
-    [finding] = check.findings
+    finding = str(*check.findings)
     assert check.name == "hold_owners"
     assert str(hold.request.origin.call_id) in finding
     assert "for the gateway one, silent for 7" in finding

@@ -1,0 +1,73 @@
+"""The price that `verify` computes in SQL is the one that `billing.pricing` charged, for any tokens and rates."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+
+import asyncpg
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from billing.pricing import price
+from billing.verify.prices import MILLI_UNITS, UNITS
+from models.catalog import Rates
+from models.money import MilliUnits
+from models.usage import TokenUsage
+from tests.conftest import Database
+
+_REPRICE = f"""
+    select ({UNITS})::text from rows from (jsonb_to_recordset($1::jsonb) as (
+      input_tokens int, cached_tokens int, cache_write_tokens int, output_tokens int, reasoning_tokens int,
+      input numeric, output numeric, cached_input numeric, cache_write numeric, reasoning numeric, request numeric
+    )) with ordinality as call
+    cross join lateral (select {MILLI_UNITS} as milli) exact order by ordinality
+"""
+
+_tokens = st.one_of(st.integers(0, 20), st.integers(0, 2**31 - 1))
+# Halves of a unit come of rates that are odd multiples of 500, and of their parts.
+_rates = st.one_of(st.integers(0, 30).map(lambda n: n * 125), st.integers(0, 2**63 - 1))
+
+
+@st.composite
+def _calls(draw: st.DrawFn) -> tuple[TokenUsage, Rates]:
+    whole, output = draw(_tokens), draw(_tokens)
+    cached = draw(st.integers(0, whole))
+    usage = TokenUsage(whole, output, cached, draw(st.integers(0, whole - cached)), draw(st.integers(0, output)))
+    fresh, plain, request = (MilliUnits(draw(_rates)) for _ in range(3))
+    parts = [MilliUnits(draw(_rates)) for _ in range(3)]
+    return usage, Rates(fresh, plain, parts[0], parts[1], parts[2], request)
+
+
+def test_sql_prices_as_python_does(postgres: Database) -> None:
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(postgres.app_url))
+
+        async def reprice(rows: list[dict[str, int]]) -> list[int]:
+            return [int(row[0]) for row in await connection.fetch(_REPRICE, json.dumps(rows))]
+
+        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.lists(_calls(), min_size=1, max_size=40))
+        @example([(TokenUsage(1, 0), _one(rate)) for rate in (499, 500, 501, 1_499, 1_500, 1_501, 2_500, 3_500)])
+        def same(calls: list[tuple[TokenUsage, Rates]]) -> None:
+            assert runner.run(reprice([_row(*call) for call in calls])) == [price(*call) for call in calls]
+
+        same()
+        runner.run(connection.close())
+
+
+def _one(rate: int) -> Rates:
+    zero = MilliUnits(0)
+    return Rates(MilliUnits(rate), zero, zero, zero, zero)
+
+
+def _row(usage: TokenUsage, rates: Rates) -> dict[str, int]:
+    tokens = {
+        "input_tokens": usage.input,
+        "cached_tokens": usage.cached,
+        "cache_write_tokens": usage.cache_write,
+        "output_tokens": usage.output,
+        "reasoning_tokens": usage.reasoning,
+    }
+    return tokens | {name: rate for name, rate in asdict(rates).items() if name != "version_ids"}
