@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from models.call import Charge, Endpoint, HoldRefusal
+from models.call import CallOrigin, Charge, Endpoint, HoldRefusal
 from models.catalog import Catalog, Meter
 from models.errors import TollgateError
 from models.money import CURRENCIES
@@ -246,17 +246,11 @@ class _CallLine(msgspec.Struct, omit_defaults=True):
 
 
 def log_call(
+    origin: CallOrigin,
     *,
-    call_id: UUID,
-    organization_id: UUID,
-    project_id: UUID,
-    api_key_id: UUID,
-    endpoint: str,
-    model: str,
     status: int,
     ending: str,
     duration_ms: int,
-    streamed: bool = False,
     first_byte_ms: int | None = None,
     attempts: int = 1,
     reason: str = "",
@@ -269,19 +263,19 @@ def log_call(
     if not _call_lines:
         return
     line = _CallLine(
-        time=datetime.now(UTC),
-        level="info",
-        event="call_ended",
-        call_id=call_id,
-        organization_id=organization_id,
-        project_id=project_id,
-        api_key_id=api_key_id,
-        endpoint=endpoint,
-        model=_clean_name(model),
-        status=status,
-        ending=ending,
-        duration_ms=duration_ms,
-        streamed=streamed,
+        datetime.now(UTC),
+        "info",
+        "call_ended",
+        origin.call_id,
+        origin.organization_id,
+        origin.project_id,
+        origin.api_key_id,
+        origin.endpoint,
+        _clean_name(origin.model),
+        status,
+        ending,
+        duration_ms,
+        origin.streamed,
         first_byte_ms=first_byte_ms,
         attempts=attempts,
         reason=_clean(reason) if reason else "",
@@ -311,6 +305,7 @@ BACKEND_ERRORS: Final = frozenset(
 """Reasons of `backend_error`; another one is counted as `other`."""
 
 _OTHER: Final = "other"
+_TOKEN_METERS: Final = ("input", "cached_input", "cache_write", "output", "reasoning")
 _ENDPOINTS: Final = frozenset(str(endpoint) for endpoint in Endpoint)
 _ENDINGS: Final = frozenset(str(ending) for ending in Ending) | {"refused", "void"}
 _REFUSALS: Final = frozenset(str(refusal) for refusal in HoldRefusal)
@@ -356,7 +351,7 @@ class CallMetrics(Collector):
         self._models: frozenset[str] = frozenset()
         self._backends: frozenset[str] = frozenset()
         self._calls: dict[tuple[str, str, str, int], int] = {}
-        self._tokens: dict[tuple[str, str], int] = {}
+        self._tokens: dict[str, list[int]] = {}
         self._charged: dict[str, int] = {}
         self._refusals: dict[str, int] = {}
         self._backend_errors: dict[tuple[str, str], int] = {}
@@ -404,16 +399,14 @@ class CallMetrics(Collector):
     def charged(self, charge: Charge) -> None:
         """A charge was settled: its tokens, its amount and what was wrong with the backend's numbers."""
         model = charge.model if charge.model in self._models else _OTHER
-        tokens = self._tokens
-        for meter, count in (
-            ("input", charge.input_tokens),
-            ("cached_input", charge.cached_tokens),
-            ("cache_write", charge.cache_write_tokens),
-            ("output", charge.output_tokens),
-            ("reasoning", charge.reasoning_tokens),
-        ):
-            if count:
-                tokens[model, meter] = tokens.get((model, meter), 0) + count
+        row = self._tokens.get(model)
+        if row is None:
+            row = self._tokens[model] = [0] * len(_TOKEN_METERS)
+        row[0] += charge.input_tokens
+        row[1] += charge.cached_tokens
+        row[2] += charge.cache_write_tokens
+        row[3] += charge.output_tokens
+        row[4] += charge.reasoning_tokens
         currency = charge.currency if charge.currency in CURRENCIES else _OTHER
         self._charged[currency] = self._charged.get(currency, 0) + charge.amount
         for flag in charge.flags:
@@ -459,7 +452,13 @@ class CallMetrics(Collector):
             calls.add_metric((endpoint, model, ending, f"{status}xx"), count)
         yield calls
         meters = f"Tokens charged, by meter ({Meter.CACHED_INPUT} and {Meter.CACHE_WRITE} are parts of input)."
-        yield _counter("tollgate_tokens", meters, ("model", "meter"), self._tokens)
+        tokens = {
+            (model, meter): count
+            for model, row in self._tokens.items()
+            for meter, count in zip(_TOKEN_METERS, row, strict=True)
+            if count
+        }
+        yield _counter("tollgate_tokens", meters, ("model", "meter"), tokens)
         yield _counter(
             "tollgate_charged_units", "Money charged, in ledger units of the currency.", ("currency",), self._charged
         )

@@ -462,16 +462,10 @@ class Driver:
         ending = call.ending.value if call.ending is not None else "refused" if call.hold is None else "void"
         telemetry.CALLS.ended(origin.endpoint, origin.model, ending, status, seconds)
         telemetry.log_call(
-            call_id=origin.call_id,
-            organization_id=origin.organization_id,
-            project_id=origin.project_id,
-            api_key_id=origin.api_key_id,
-            endpoint=origin.endpoint,
-            model=origin.model,
+            origin,
             status=status,
             ending=ending,
             duration_ms=int(seconds * 1_000),
-            streamed=origin.streamed,
             first_byte_ms=None if self._first_byte_seconds is None else int(self._first_byte_seconds * 1_000),
             attempts=self._attempts,
             reason=call.error.message if call.error is not None else "",

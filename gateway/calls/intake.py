@@ -204,6 +204,8 @@ def _check_headers(headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> N
     """Refuse by what the headers say alone: too large, compressed, or not JSON."""
     content_type = b""
     for name, value in headers:
+        if not name.startswith(b"content-"):
+            continue
         if name == b"content-type":
             content_type = value.partition(b";")[0].strip().lower()
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):

@@ -16,20 +16,29 @@ import structlog
 from prometheus_client import generate_latest
 
 from gateway.telemetry import CallMetrics, PartsUp, WorkerMetrics, configure_logging, log_call, make_registry
-from models.call import Charge
+from models.call import CallOrigin, Charge, Endpoint
 from models.catalog import Backend, BackendKind, Catalog, Deployment, Model
 from models.errors import Unavailable
 from models.usage import Ending, UsageSource
 
 KEY = "tg_live_" + "Zz9" * 12
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-CALL: dict[str, Any] = {
-    "call_id": "c",
-    "organization_id": "o",
-    "project_id": "p",
-    "api_key_id": "k",
-    "endpoint": "/v1/completions",
-}
+
+
+def origin(model: str) -> CallOrigin:
+    nobody = UUID(int=0)
+    return CallOrigin(
+        call_id=nobody,
+        organization_id=nobody,
+        project_id=nobody,
+        api_key_id=nobody,
+        shard=1,
+        currency="USD",
+        endpoint=Endpoint.COMPLETIONS,
+        model=model,
+        streamed=False,
+        created_at=datetime.now(UTC),
+    )
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def test_fields_outside_the_list_are_dropped(stream: io.BytesIO) -> None:
 )
 def test_one_event_is_one_short_line(stream: io.BytesIO, text: str) -> None:
     structlog.get_logger().info("look", model=text)
-    log_call(**CALL, model=text, status=404, ending="refused", duration_ms=1, reason=text)
+    log_call(origin(text), status=404, ending="refused", duration_ms=1, reason=text)
     logging.getLogger("uvicorn.error").info("%s", text)
     lines = _lines(stream)
     assert [line["event"] for line in lines] == ["look", "call_ended", "log"]
@@ -110,7 +119,7 @@ def test_an_error_is_told_by_its_type_its_place_and_our_own_sentence(stream: io.
 def test_levels(stream: io.BytesIO) -> None:
     configure_logging("error", stream)
     structlog.get_logger().info("quiet")
-    log_call(**CALL, model="m", status=200, ending="finished", duration_ms=1)
+    log_call(origin("m"), status=200, ending="finished", duration_ms=1)
     logging.getLogger("x").warning("quiet")
     structlog.get_logger().error("loud")
     assert [line["event"] for line in _lines(stream)] == ["loud"]
@@ -119,7 +128,7 @@ def test_levels(stream: io.BytesIO) -> None:
 
 
 def test_a_call_has_one_line_with_its_charge(stream: io.BytesIO) -> None:
-    log_call(**CALL, model="m", status=200, ending="finished", duration_ms=12, first_byte_ms=3, charge=_charge("m"))
+    log_call(origin("m"), status=200, ending="finished", duration_ms=12, first_byte_ms=3, charge=_charge("m"))
     (line,) = _lines(stream)
     assert (line["amount"], line["currency"], line["input_tokens"], line["output_tokens"]) == (700, "USD", 10, 5)
     assert (line["first_byte_ms"], line["duration_ms"], line["usage_source"]) == (3, 12, "backend")
