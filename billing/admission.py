@@ -41,15 +41,8 @@ def hold_request(
     """The hold that covers the highest possible price of a call, with the limits of key, project, organization."""
     input_bound, output_bound = bounds(request, model)
     buckets, in_flight = _limits(principal, input_bound + output_bound)
-    return HoldRequest(
-        origin=origin,
-        amount=ceiling(input_bound, output_bound, rates),
-        rates=rates,
-        input_bound=input_bound,
-        output_bound=output_bound,
-        buckets=buckets,
-        in_flight=in_flight,
-    )
+    amount = ceiling(input_bound, output_bound, rates)
+    return HoldRequest(origin, amount, rates, input_bound, output_bound, buckets, in_flight)
 
 
 def _limits(principal: Principal, tokens: int) -> tuple[tuple[RateBucket, ...], tuple[InFlightLimit, ...]]:

@@ -282,7 +282,7 @@ def log_call(
     )
     if charge is not None:
         line.deployment = charge.deployment
-        line.usage_source = charge.usage_source.value
+        line.usage_source = charge.usage_source
         line.input_tokens = charge.input_tokens
         line.cached_tokens = charge.cached_tokens
         line.output_tokens = charge.output_tokens

@@ -459,7 +459,7 @@ class Driver:
         call, origin = self.call, self.call.hold_request.origin
         seconds = time.perf_counter() - self._started
         status = self._status or 499
-        ending = call.ending.value if call.ending is not None else "refused" if call.hold is None else "void"
+        ending = call.ending if call.ending is not None else "refused" if call.hold is None else "void"
         telemetry.CALLS.ended(origin.endpoint, origin.model, ending, status, seconds)
         telemetry.log_call(
             origin,

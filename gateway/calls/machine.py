@@ -76,6 +76,10 @@ class Phase(Enum):
     ENDED = auto()
 
 
+# Looking a member up on its class costs a tenth of a microsecond, and a call does so thirty times.
+_NEW, _HOLDING, _CONNECTING, _ANSWERING, _COUNTING, _SETTLING, _ENDED = Phase
+
+
 class Call:
     """One call from its admission to its last byte.
 
@@ -98,7 +102,7 @@ class Call:
         self.request = request
         self.hold_request = hold_request
         self.model = model
-        self.phase = Phase.NEW
+        self.phase = _NEW
         self.hold: Hold | None = None
         self.deployment: Deployment
         self.ending: Ending | None = None
@@ -142,17 +146,17 @@ class Call:
 
     def begin(self) -> None:
         """The request is admitted: ask for its hold."""
-        self.phase = Phase.HOLDING
+        self.phase = _HOLDING
         self._do(PlaceHold(self.hold_request))
 
     def turned_away(self, error: TollgateError) -> None:
         """There is no room for the call at any backend: nothing was held for it."""
-        if self.phase is Phase.NEW:
+        if self.phase is _NEW:
             self._refuse(error)
 
     def hold_answered(self, answer: Hold | RefusedHold) -> None:
         """The hot store has placed the hold, or refused it."""
-        if self.phase is not Phase.HOLDING:
+        if self.phase is not _HOLDING:
             return
         if isinstance(answer, RefusedHold):
             if answer.reason is HoldRefusal.BALANCE and self._may_count_prompt():
@@ -197,7 +201,7 @@ class Call:
         self._attempts += 1
         self.deployment = attempt.deployment
         self._begin_attempt()
-        self.phase = Phase.CONNECTING
+        self.phase = _CONNECTING
         self._do(Connect(attempt.deployment, self.request.endpoint, attempt.body))
 
     def upstream_sent(self) -> None:
@@ -206,15 +210,15 @@ class Call:
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend's status and content type."""
-        if self.phase is not Phase.CONNECTING:
+        if self.phase is not _CONNECTING:
             return
-        self.phase = Phase.ANSWERING
+        self.phase = _ANSWERING
         self._status = status
         self._is_event_stream = status == 200 and content_type.startswith(b"text/event-stream")
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's body, split anywhere."""
-        if self.phase is not Phase.ANSWERING:
+        if self.phase is not _ANSWERING:
             return
         if not self._is_event_stream:
             self._collect(data)
@@ -315,7 +319,7 @@ class Call:
 
     def upstream_end(self) -> None:
         """The backend's body is complete."""
-        if self.phase is not Phase.ANSWERING:
+        if self.phase is not _ANSWERING:
             return
         if self._status != 200:
             self._fail_before_first_byte(
@@ -325,7 +329,7 @@ class Call:
             self._end_of_answer(b"".join(self._collected))
         else:
             self._see(self._splitter.flush())
-            if self.phase is Phase.ANSWERING:
+            if self.phase is _ANSWERING:
                 if self.meter.all_finished:
                     self._finish(Ending.FINISHED, _DONE_EVENT)
                 else:
@@ -344,9 +348,9 @@ class Call:
 
     def upstream_failed(self, error: TollgateError) -> None:
         """No connection, a broken one, or a time limit that passed."""
-        if self.phase is Phase.CONNECTING:
+        if self.phase is _CONNECTING:
             self._fail_before_first_byte(error, True)
-        elif self.phase is Phase.ANSWERING:
+        elif self.phase is _ANSWERING:
             self._fail_in_stream(error)
 
     def _fail_before_first_byte(self, error: TollgateError, may_retry: bool) -> None:
@@ -371,7 +375,7 @@ class Call:
 
     def client_gone(self) -> None:
         """The client closed its connection, or stopped reading for too long."""
-        if self.is_client_gone or self.phase is Phase.ENDED:
+        if self.is_client_gone or self.phase is _ENDED:
             return
         self.is_client_gone = True
         self._stop(Ending.CLIENT_GONE, None)
@@ -395,7 +399,7 @@ class Call:
                 self._stop(Ending.DRAINED, error)
 
     def _stop(self, ending: Ending, error: TollgateError | None) -> None:
-        if self.phase not in (Phase.CONNECTING, Phase.ANSWERING):
+        if self.phase not in (_CONNECTING, _ANSWERING):
             return
         self.error = error
         self._do(CloseUpstream())
@@ -409,7 +413,7 @@ class Call:
 
     def checkpoint(self) -> Checkpoint | None:
         """How far the call has come, for the sweeper, should this process die; None where there is nothing to keep."""
-        if self.hold is None or self.phase not in (Phase.CONNECTING, Phase.ANSWERING, Phase.COUNTING, Phase.SETTLING):
+        if self.hold is None or self.phase not in (_CONNECTING, _ANSWERING, _COUNTING, _SETTLING):
             return None
         usage, source = self.meter.progress(self.hold_request.input_bound, self.hold_request.output_bound)
         is_accepted = self._is_sent and self._status in (0, 200)
@@ -422,7 +426,7 @@ class Call:
         self._final = final
         is_audit = self.is_audited and ending is Ending.FINISHED and self.model.tokenizer is not None
         if is_audit or self.meter.wants_own_count(self.model.billed_count):
-            self.phase = Phase.COUNTING
+            self.phase = _COUNTING
             self._do(CountTokens(self.request, self.model, tuple(self.meter.delivered())))
         else:
             self.counted(None)
@@ -445,14 +449,14 @@ class Call:
             deployment=self.deployment.backend.name,
             ended_at=self._now(),
         )
-        self.phase = Phase.SETTLING
+        self.phase = _SETTLING
         self._do(Settle(self.hold, self.charge))
 
     def settled(self) -> None:
         """The charge is durable: now the last bytes may go."""
-        if self.phase is not Phase.SETTLING:
+        if self.phase is not _SETTLING:
             return
-        self.phase = Phase.ENDED
+        self.phase = _ENDED
         if self.is_client_gone:
             return
         if self.request.stream:
@@ -483,10 +487,10 @@ class Call:
         if self.hold is None:
             raise BrokenPromise("only a hold can be released")
         self._do(Release(Void(self.hold, reason)))
-        self.phase = Phase.ENDED
+        self.phase = _ENDED
 
     def _refuse(self, error: TollgateError, answer: RefusedHold | None = None) -> None:
-        self.phase = Phase.ENDED
+        self.phase = _ENDED
         self.error = error
         if self.is_client_gone:
             return

@@ -287,13 +287,8 @@ def _bounded(reading: Reading, input_bound: int, output_bound: int) -> TokenUsag
     """The numbers, none above what the hold covers, the parts none above their whole."""
     prompt, completion = min(reading.prompt, input_bound), min(reading.completion, output_bound)
     cached = min(reading.cached, prompt)
-    return TokenUsage(
-        input=prompt,
-        output=completion,
-        cached=cached,
-        cache_write=min(reading.cache_write, prompt - cached),
-        reasoning=min(reading.reasoning, completion),
-    )
+    cache_write, reasoning = min(reading.cache_write, prompt - cached), min(reading.reasoning, completion)
+    return TokenUsage(prompt, completion, cached, cache_write, reasoning)
 
 
 def _count(value: Any) -> int | None:
