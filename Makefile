@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+JOBS ?= 2
 
 .PHONY: help install up test check bench chaos lock
 
@@ -30,10 +31,10 @@ $(STAMP): requirements.lock pyproject.toml
 up: $(STAMP) ## Run a complete Tollgate here; options: make up ARGS="--port 9000"
 	@exec $(BIN)/tollgate up $(ARGS)
 
-test: $(STAMP) ## Run all tests; options: make test ARGS="-k money"
+test: $(STAMP) ## Run all tests, two files at a time; options: make test ARGS="-k money" JOBS=4
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
 	  echo "Note: nginx is not installed (Debian: nginx-light); the test behind a reverse proxy is skipped."
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(STAMP) ## Look for faults without running: style, types, imports
 	$(BIN)/ruff check .

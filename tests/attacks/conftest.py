@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from gateway.embedded import postgres as embedded_postgres
+from models.ids import uuid7
 from models.money import parse_amount
 from tests.conftest import APP, OWNER, PASSWORD, RedisProcess
 from tests.scripted import PLAIN, Scripted, scripted_backend
@@ -57,8 +59,10 @@ def attacked_redis(scratch: Path) -> Iterator[RedisProcess]:
 async def scene(
     postgres_server: embedded_postgres.Postgres, _migrated: str, attacked_redis: RedisProcess
 ) -> AsyncIterator[Scene]:
-    await embedded_postgres.create_database(postgres_server, "attacks", OWNER, template=_migrated)
-    url = postgres_server.url("attacks", APP, PASSWORD)
+    # Its own name each time: with other packages in between this is set up again.
+    name = f"attacks_{uuid7(datetime.now(UTC)).hex}"
+    await embedded_postgres.create_database(postgres_server, name, OWNER, template=_migrated)
+    url = postgres_server.url(name, APP, PASSWORD)
     async with (
         scripted_backend() as backend,
         raise_curtain(url, attacked_redis.url, max_body_bytes=1_000_000, body_timeout_seconds=1) as stage,
