@@ -1,4 +1,8 @@
-"""`python -m benchmarks.journal`: what a settle record costs until it is on disk, by how many wait at a time."""
+"""`python -m benchmarks.journal`: what a settle record costs until it is on disk, by how many wait at a time.
+
+With `--gateway`, also what it costs a whole gateway, and which bytes wait for it: two gateways on the same Postgres and
+Redis, one with a journal and one without, get the same load in turn.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import asyncio
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +20,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.__main__ import running_backend
+from benchmarks.backend import ANSWER, BURST
+from benchmarks.measure import Bench, Pace, Scenario, Target
+from benchmarks.tollgate import Tollgate
 from billing.journal.frames import Record
 from billing.journal.journal import open_journal
 from models.ids import uuid7
@@ -81,11 +90,48 @@ async def measure(directory: Path, concurrency: int, seconds: float) -> Row:
     )
 
 
+def compare(repetitions: int, seconds: float) -> Table:
+    """Two gateways in turn: CPU of each call at 64 at a time, first and last byte of a stream at a low rate."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-bench-")))
+        directory.chmod(0o755)
+        tollgate = Tollgate(directory / "tollgate", f"http://127.0.0.1:{stack.enter_context(running_backend())}")
+        stack.callback(tollgate.stop)
+        bench = Bench()
+        stack.callback(bench.close)
+        targets = []
+        for name, settings in (("with", {"TOLLGATE_JOURNAL_DIR": str(directory / "journal")}), ("without", {})):
+            port, process = stack.enter_context(tollgate.gateway(directory / f"{name}.log", **settings))
+            targets.append(Target(name, port, tollgate.key, (process.pid,)))
+        busy = Scenario("at 64 at a time", ANSWER, streamed=False, concurrency=64, limit=0)
+        calm = Pace("stream", BURST, streamed=True, rate_per_second=20)
+        cost = bench.cost(busy, targets, repetitions, seconds, lambda: None)
+        latency = bench.latency(calm, targets, repetitions, seconds, lambda: None)
+    table = Table("a gateway", "with a journal", "without", "difference, paired", title="Journal in a gateway")
+    rows = (
+        ("CPU µs a call, 64 at a time", cost.microseconds("with"), cost.microseconds("without")),
+        ("first byte p50 µs, 20 streams/s", _medians(latency.first_ns["with"]), _medians(latency.first_ns["without"])),
+        ("last byte p50 µs, 20 streams/s", _medians(latency.whole_ns["with"]), _medians(latency.whole_ns["without"])),
+    )
+    for name, having, lacking in rows:
+        apart = [one - other for one, other in zip(having, lacking, strict=True)]
+        spread = f"{statistics.median(apart):,.0f} ({min(apart):,.0f} to {max(apart):,.0f})"
+        table.add_row(name, f"{statistics.median(having):,.0f}", f"{statistics.median(lacking):,.0f}", spread)
+    return table
+
+
+def _medians(samples: list[list[int]]) -> list[float]:
+    """The median of each repetition, in microseconds."""
+    return [statistics.median(repetition) / 1_000 for repetition in samples]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, help="on the disk to measure (default: the system's temporary one)")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="of each row (default: %(default)s)")
+    parser.add_argument("--gateway", action="store_true", help="compare two gateways, one without a journal, as well")
+    parser.add_argument("--repetitions", type=int, default=7, help="of that comparison (default: %(default)s)")
     options = parser.parse_args()
     table = Table("at a time", "records/s", "loop µs", "thread µs", "p50 µs", "p99 µs", title="Journal")
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
@@ -93,6 +139,8 @@ def main() -> None:
             row = uvloop.run(measure(Path(directory), concurrency, options.seconds))
             table.add_row(*row.cells())
     Console().print(table)
+    if options.gateway:
+        Console().print(compare(options.repetitions, options.seconds))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,13 @@ import pstats
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-
 from benchmarks.measure import SCENARIOS, Bench, Scenario, Target, order_for
 from benchmarks.tollgate import ROOT, Tollgate
-from gateway.embedded.ports import free_port
 
 SHOWN_FUNCTIONS = 45
 _READY_SECONDS = 60.0
@@ -28,30 +24,16 @@ def profile(bench: Bench, tollgate: Tollgate, directory: Path, seconds: float, s
     py-spy where it is installed: it disturbs nothing, but tells elapsed time, so that on a busy machine the writes at
     which the gateway was interrupted look dear. Else cProfile, on CPU time: short functions look dearer than they are.
     """
-    port = free_port()
-    environment = tollgate.environment() | {
-        "TOLLGATE_PORT": str(port),
-        "TOLLGATE_INTERNAL_PORT": str(free_port()),
-        "TOLLGATE_STARTED_BY_UP": "1",
-    }
     output = directory / "profile"
     sampler = shutil.which("py-spy")
-    program = ["-m", "gateway.cli", "serve"] if sampler else ["-m", "benchmarks.traced", str(output)]
-    with (directory / "profiled.log").open("wb") as log:
-        gateway = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, *program], env=environment, cwd=ROOT, stdout=log, stderr=log
-        )
-    try:
-        _wait(port, gateway)
+    program = ("-m", "gateway.cli", "serve") if sampler else ("-m", "benchmarks.traced", str(output))
+    with tollgate.gateway(directory / "profiled.log", program) as (port, gateway):
         target = Target("profiled", port, tollgate.key)
         bench.send(target, order_for(target, scenario.model, scenario.streamed, 1.0, scenario.concurrency))
         order = order_for(target, scenario.model, scenario.streamed, seconds, scenario.concurrency)
         recording = _sample(sampler, gateway, seconds, output) if sampler else _trace(gateway, output)
         with recording:
             outcome = bench.send(target, order)
-    finally:
-        gateway.send_signal(signal.SIGTERM)
-        gateway.wait(30)
     head = f"{scenario.name}, {scenario.concurrency} at a time, {outcome['completed']} requests\n"
     return head + (_sampled(output) if sampler else _traced(output))
 
@@ -80,17 +62,6 @@ def _trace(gateway: subprocess.Popen[bytes], output: Path) -> Iterator[None]:
 def chosen(name: str) -> Scenario:
     """The scenario whose model is `name`."""
     return next(scenario for scenario in SCENARIOS if scenario.model == name)
-
-
-def _wait(port: int, gateway: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < deadline and gateway.poll() is None:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.1)
-    raise RuntimeError("the profiled gateway did not become ready; see profiled.log")
 
 
 def _sampled(path: Path) -> str:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,40 @@ class Tollgate:
             "TOLLGATE_REDIS_URL": self.facts["redis_url"],
             "TOLLGATE_KEY_PEPPER": secrets["key_pepper"],
         }
+
+    @contextmanager
+    def gateway(
+        self, log: Path, program: Sequence[str] = ("-m", "gateway.cli", "serve"), **settings: str
+    ) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+        """One more gateway on the same Postgres and Redis, with these settings: its port and its process."""
+        port = free_port()
+        environment = self.environment() | {
+            "TOLLGATE_PORT": str(port),
+            "TOLLGATE_INTERNAL_PORT": str(free_port()),
+            "TOLLGATE_STARTED_BY_UP": "1",
+            **settings,
+        }
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, *program], env=environment, cwd=ROOT, stdout=output, stderr=output
+            )
+        try:
+            self._wait_for(port, process)
+            yield port, process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(_STOP_SECONDS)
+
+    @staticmethod
+    def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).is_success:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        raise RuntimeError("another gateway did not become ready; see its log")
 
     def verify(self) -> str:
         """What `tollgate verify` has to say against the books; empty when they are clean."""
