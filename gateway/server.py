@@ -142,10 +142,17 @@ class PublicProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """uvicorn: the turn of this request has come."""
         if isinstance(cycle, Exchange):
-            self._start(cycle)
+            # In a turn of its own: the answer to the one before has led here, and a read may hold thousands of requests
+            # that are refused at once.
+            self._exchange = cycle
+            self.loop.call_soon(self._start_unless_lost, cycle)
         else:
             self._exchange = None
             super()._start_asgi_task(cycle, app)
+
+    def _start_unless_lost(self, exchange: Exchange) -> None:
+        if not exchange.disconnected:
+            self._start(exchange)
 
     def on_body(self, body: bytes) -> None:
         """httptools: a piece of a body."""
