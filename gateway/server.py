@@ -187,23 +187,34 @@ class PublicProtocol(HttpToolsProtocol):
 
     def _too_late(self) -> None:
         self._timer = None
-        if self._in_head or (self.cycle is not None and not self.cycle.response_started):
-            self._refuse(408)
+        if self._is_behind_another:
+            # Its answer would have to wait anyway; and where we have stopped reading it is not the client that is late.
+            self._wait(HEADER_SECONDS if self._in_head else self._body_seconds)
         else:
-            # Answered already, and the rest of the body was only thrown away.
-            self.transport.close()
+            self._refuse(408)
+
+    @property
+    def _is_behind_another(self) -> bool:
+        """Whether what arrives now belongs to a request that another, which is not answered yet, came before."""
+        if self._in_head:
+            return self.cycle is not None and not self.cycle.response_complete
+        return bool(self.pipeline)
 
     def _refuse(self, status: int) -> None:
         self._arrived()
         line, message = _REFUSED[status]
         body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}' % message
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        # Inside another answer it would corrupt that, before it be taken for it; and a body that was answered before it
+        # had come was only thrown away.
+        if not self._is_behind_another and (self._in_head or not self.cycle.response_started):
             self.transport.write(
                 b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
                 b"x-request-id: %b\r\nconnection: close\r\n\r\n%b"
                 % (line, len(body), str(uuid7(datetime.now(UTC))).encode(), body)
             )
-            self.transport.close()
+        self.transport.close()
 
 
 class PublicServer(uvicorn.Server):
