@@ -125,7 +125,7 @@ class PublicProtocol(HttpToolsProtocol):
             limit_bytes=self._body_limit_bytes,
             keep_alive=not is_http_1_0 and self.parser.should_keep_alive(),
             is_http_1_0=is_http_1_0,
-            expects_continue=self.expect_100_continue,
+            expects_continue=self.expect_100_continue and not is_http_1_0,
             on_complete=self.on_response_complete,
         )
         if before is None or before.response_complete:
