@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_is_complete",
         "_is_paused",
+        "_linger",
         "_parser",
         "_pool",
         "_sink",
@@ -106,6 +107,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._sink: Sink | None = None
         self._is_paused = False
+        self._linger: asyncio.TimerHandle | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -125,6 +127,10 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, sink: Sink) -> None:
         """Send a request; `sink` is told the answer."""
         self._reset()
+        if self._linger is not None:
+            # It was to end the call before this one.
+            self._linger.cancel()
+            self._linger = None
         self._sink = sink
         if self.transport is None:
             raise BackendFailed(_BROKEN)
@@ -149,7 +155,7 @@ class Connection(asyncio.Protocol):
         if self._is_complete:
             self._pool.give(self)
         else:
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._close_unless_idle)
+            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._close_unless_idle)
 
     def close(self) -> None:
         """Break the connection: the surest way to stop a backend."""
