@@ -175,6 +175,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes came."""
+        if self._is_complete:
+            # Nobody asked for more. Taken into the pool a second time the connection would serve two calls at once.
+            self.close()
+            return
         if not self._started:
             self._head_bytes += len(data)
         try:
@@ -215,6 +219,11 @@ class Connection(asyncio.Protocol):
             sink.upstream_lost(BackendFailed(message), False)
 
     # httptools -------------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """httptools: an answer begins."""
+        if self._is_complete:
+            self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: one header of the answer."""
