@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum, auto
+from typing import Any
 
 import msgspec
 
@@ -34,7 +35,7 @@ from gateway.calls.commands import (
     SendHead,
     Settle,
 )
-from gateway.calls.metering import Meter, OwnCount, client_usage
+from gateway.calls.metering import Meter, OwnCount, Reading, client_usage
 from gateway.calls.refusals import error_event, refusal
 from gateway.calls.sse import DONE, Event, EventSplitter, EventTooLarge
 from models.call import CallRequest, Charge, Checkpoint, Endpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
@@ -260,7 +261,7 @@ class Call:
                 self.meter.see(chunk)
                 if self.meter.is_beyond(self.hold_request.output_bound):
                     self._pass(passed)
-                    self._spend_hold(data)
+                    self._spend_hold(chunk, data)
                     return
                 if self._aggregate is not None:
                     self._aggregate.add(read_any(data))
@@ -268,18 +269,23 @@ class Call:
                     passed.append(self._for_client(raw, chunk, data))
         self._pass(passed)
 
-    def _spend_hold(self, data: bytes) -> None:
+    def _spend_hold(self, chunk: Chunk, data: bytes) -> None:
         """The backend goes on beyond the tokens that the hold covers: end the answer here, as at a limit of length."""
         self._do(CloseUpstream())
+        self._like = head_of(read_any(data))
+        # The client does not get this event, so what ends with it has not ended for the client.
+        ended = self.meter.finished - {each.index for each in chunk.choices or () if each.finish_reason is not None}
         ends = [
             {"index": index, "finish_reason": "length", "logprobs": None, **self._nothing()}
             for index in range(self.request.choices)
-            if index not in self.meter.finished
+            if index not in ended
         ]
-        event = {**head_of(read_any(data)), "model": self.request.model, "choices": ends}
+        event = {**self._like, "model": self.request.model, "choices": ends}
         if self._aggregate is not None:
             self._aggregate.add(event)
-        self._finish(Ending.HOLD_SPENT, (b"data: " + _encode(event) + b"\n\n" if ends else b"") + _DONE_EVENT)
+        if ends:
+            self._pass([b"data: " + _encode(event) + b"\n\n"])
+        self._finish(Ending.HOLD_SPENT, _DONE_EVENT)
 
     def _nothing(self) -> dict[str, object]:
         """The part of an event's choice that adds no text."""
@@ -462,7 +468,7 @@ class Call:
         else:
             body = self._final
             if self._aggregate is not None:
-                answer = self._aggregate.answer(client_usage(self.meter.total()))
+                answer = self._aggregate.answer(self._usage_told())
                 answer["model"] = self.request.model
                 body = _encode(answer)
             self._do(SendHead(len(body)))
@@ -473,11 +479,23 @@ class Call:
             data = error_event(self.error)
         else:
             data = self._final
-            if self.request.include_usage and not self._is_usage_passed and self.meter.knows_progress:
-                data = usage_event(self._like, client_usage(self.meter.total())) + data
+            is_known = self.meter.knows_progress or self.ending is Ending.HOLD_SPENT
+            if self.request.include_usage and not self._is_usage_passed and is_known:
+                like = {**self._like, "model": self.request.model}
+                data = usage_event(like, self._usage_told()) + data
         if not self._is_head_sent:
             self._do(SendHead(None))
         self._do(SendBody(data, last=True))
+
+    def _usage_told(self) -> dict[str, Any]:
+        """The usage object that we make for the client."""
+        charge = self.charge
+        if charge is None or self.ending is not Ending.HOLD_SPENT:
+            return client_usage(self.meter.total())
+        # What the backend made beyond the hold was neither delivered nor charged.
+        return client_usage(
+            Reading(charge.input_tokens, charge.output_tokens, charge.cached_tokens, reasoning=charge.reasoning_tokens)
+        )
 
     def _release(self, reason: str) -> None:
         if self.hold is None:

@@ -196,6 +196,14 @@ def test_llamacpp_counts_each_choice_and_each_prompt_once() -> None:
     assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (31, 30)
 
 
+def test_the_usage_that_we_make_has_the_name_that_the_model_is_sold_under() -> None:
+    play = Play(chat_request(stream=True, include_usage=True, n=2), deployment(known_as="internal/x")).open()
+    play.say(*(delta("x", index=index, finish="stop", model="internal/x") for index in range(2)))
+    play.say(*(event(id="c1", model="internal/x", choices=[], usage=usage(31, 10)) for _ in range(2)), DONE).settle()
+    assert b'"usage":{' in play.body
+    assert b"internal" not in play.body
+
+
 def test_llamacpp_prompt_lists_are_summed_by_prompt() -> None:
     request = CallRequest(
         endpoint=Endpoint.COMPLETIONS, model="m", body={"prompt": ["a", "b"]}, n=2, prompts=2,
