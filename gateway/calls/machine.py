@@ -53,6 +53,7 @@ MAX_ATTEMPTS = 3
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 _RETRIED_STATUS = frozenset({502, 503})
+_REFUSED_STATUS = frozenset({400, 413, 422})
 _DONE_EVENT = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
 
@@ -106,6 +107,7 @@ class Call:
         self.error: TollgateError | None = None
         self.charge: Charge | None = None
         self.is_client_gone = False
+        self._drained: TollgateError | None = None
         self._next_attempt = next_attempt
         self._attempts = 0
         self._now = now
@@ -167,6 +169,10 @@ class Call:
         if self.is_client_gone:
             self._release("the client left before the call was sent")
             return
+        if self._drained is not None:
+            self._release("the process stopped before the call was sent")
+            self._refuse(self._drained)
+            return
         attempt = self._next_attempt()
         if attempt is None:
             self._release("there was no backend to send the call to")
@@ -179,6 +185,8 @@ class Call:
 
     def prompt_counted(self, tokens: int) -> None:
         """Our own count of the prompt: ask again if that makes the hold smaller."""
+        if self.phase is not Phase.HOLDING:
+            return
         smaller = tightened(self.hold_request, tokens, self.request.prompts)
         if smaller is None or self.is_client_gone:
             self._refuse(refusal(self._refused, self.hold_request), self._refused)
@@ -188,6 +196,8 @@ class Call:
 
     def hold_failed(self, error: TollgateError) -> None:
         """The hot store did not answer: it may have placed the hold, so it is given back, and the call refused."""
+        if self.phase is not Phase.HOLDING:
+            return
         self.hold = Hold(self.hold_request)
         self._release("the hold was not acknowledged")
         self._refuse(error)
@@ -204,6 +214,11 @@ class Call:
     def upstream_sent(self) -> None:
         """The request is on its way: from here on the backend may spend tokens on it."""
         self._is_sent = True
+
+    def upstream_unsent(self) -> None:
+        """The connection had been given up before the request came: no backend has seen it, and it is sent again."""
+        if self.phase is Phase.CONNECTING:
+            self._is_sent = False
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend's status and content type."""
@@ -256,7 +271,7 @@ class Call:
                     continue
                 if (chunk.error or chunk.object == "error") and (error := _error_in(chunk, data)) is not None:
                     self._pass(passed)
-                    self._fail_in_stream(stream_failure(error, self.deployment))
+                    self._told_error(error, data)
                     return
                 self.meter.see(chunk)
                 if self.meter.is_beyond(self.hold_request.output_bound):
@@ -268,6 +283,14 @@ class Call:
                 else:
                     passed.append(self._for_client(raw, chunk, data))
         self._pass(passed)
+
+    def _told_error(self, error: object, data: bytes) -> None:
+        """The backend says in its stream what went wrong. SGLang tells the client's own faults so, after a status of 200."""
+        status = error.get("code") if isinstance(error, dict) else None
+        if type(status) is int and status in _REFUSED_STATUS and not self.meter.has_output and not self._is_head_sent:
+            self._fail_before_first_byte(failure(status, data, self.deployment), False)
+        else:
+            self._fail_in_stream(stream_failure(error, self.deployment))
 
     def _spend_hold(self, chunk: Chunk, data: bytes) -> None:
         """The backend goes on beyond the tokens that the hold covers: end the answer here, as at a limit of length."""
@@ -384,6 +407,8 @@ class Call:
 
     def drain(self, error: TollgateError) -> None:
         """This process stops, and the call did not end in the time it had."""
+        if self.phase is Phase.HOLDING:
+            self._drained = error
         self._stop(Ending.DRAINED, error)
 
     def broke(self, error: TollgateError) -> None:
@@ -458,9 +483,11 @@ class Call:
         """The charge is durable: now the last bytes may go."""
         if self.phase is not Phase.SETTLING:
             return
+        if not self.is_client_gone:
+            self._end_answer()
         self.phase = Phase.ENDED
-        if self.is_client_gone:
-            return
+
+    def _end_answer(self) -> None:
         if self.request.stream:
             self._end_stream()
         elif self.error is not None:
