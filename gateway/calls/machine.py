@@ -285,7 +285,7 @@ class Call:
         self._pass(passed)
 
     def _told_error(self, error: object, data: bytes) -> None:
-        """The backend says in its stream what went wrong. SGLang tells the client's own faults so, after a status of 200."""
+        """The backend says in its stream what went wrong; SGLang tells so of the client's own faults, after a 200."""
         status = error.get("code") if isinstance(error, dict) else None
         if type(status) is int and status in _REFUSED_STATUS and not self.meter.has_output and not self._is_head_sent:
             self._fail_before_first_byte(failure(status, data, self.deployment), False)
