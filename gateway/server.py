@@ -22,6 +22,8 @@ BODY_SECONDS = 30.0
 """Time in which its body must arrive."""
 HEAD_LIMIT_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 75
+STALL_SECONDS = 60.0
+"""How long a client may take nothing of what waits for it, also of an answer that its call is done with."""
 MAX_CONNECTIONS = 8_192
 
 _REFUSED = {
@@ -39,6 +41,8 @@ class PublicProtocol(HttpToolsProtocol):
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+    _unsent_bytes = 0
     _head_bytes = 0
     _in_head = True
     _exchange: Exchange | None = None
@@ -71,6 +75,7 @@ class PublicProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the client is gone."""
         self._arrived()
+        self._taken()
         super().connection_lost(exc)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -89,8 +94,14 @@ class PublicProtocol(HttpToolsProtocol):
         if self._timer is None and self._head_bytes and self.parser is not None:
             self._wait(HEADER_SECONDS if self._in_head else self._body_seconds)
 
+    def pause_writing(self) -> None:
+        """asyncio: more waits to be sent than should."""
+        super().pause_writing()
+        self._look_for_stall()
+
     def resume_writing(self) -> None:
         """asyncio: what waited was sent."""
+        self._taken()
         super().resume_writing()
         if self._exchange is not None:
             self._exchange.writable()
@@ -192,6 +203,20 @@ class PublicProtocol(HttpToolsProtocol):
             self._wait(HEADER_SECONDS if self._in_head else self._body_seconds)
         else:
             self._refuse(408)
+
+    def _look_for_stall(self) -> None:
+        # To close would not do: that waits until all is sent.
+        unsent = self.transport.get_write_buffer_size()
+        if self._stall is not None and unsent >= self._unsent_bytes:
+            self.transport.abort()
+            return
+        self._unsent_bytes = unsent
+        self._stall = self.loop.call_later(STALL_SECONDS, self._look_for_stall)
+
+    def _taken(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     @property
     def _is_behind_another(self) -> bool:
