@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from gateway import server
 from gateway.exchange import Exchange
-from gateway.server import HEADER_SECONDS, KEEP_ALIVE_SECONDS, PublicProtocol, config_of
+from gateway.server import HEADER_SECONDS, KEEP_ALIVE_SECONDS, STALL_SECONDS, PublicProtocol, config_of
 
 CHAT = "/v1/chat/completions"
 LIMIT_BYTES = 1_000_000
@@ -80,13 +80,14 @@ class FakeHandle:
 
 
 class FakeTransport(asyncio.Transport):
-    """Keeps what was written, and closes as asyncio does: the protocol is told in a later turn of the loop."""
+    """Keeps what was written, and closes as asyncio does: when all is sent, and the protocol is told in a later turn."""
 
     def __init__(self, loop: FakeLoop) -> None:
         super().__init__()
         self.written = bytearray()
         self.reads = True
         self.was_aborted = False
+        self.unsent_bytes = 0
         self.protocol: PublicProtocol
         self._loop = loop
         self._is_closing = False
@@ -101,11 +102,19 @@ class FakeTransport(asyncio.Transport):
     def close(self) -> None:
         if not self._is_closing:
             self._is_closing = True
-            self._loop.call_soon(self.protocol.connection_lost, None)
+            if not self.unsent_bytes:
+                self._loop.call_soon(self._lost)
 
     def abort(self) -> None:
-        self.was_aborted = True
-        self.close()
+        self.was_aborted = self._is_closing = True
+        self._loop.call_soon(self._lost)
+
+    def _lost(self) -> None:
+        if self.protocol.parser is not None:
+            self.protocol.connection_lost(None)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
 
     def pause_reading(self) -> None:
         self.reads = False
@@ -634,6 +643,92 @@ def test_a_slow_client_is_told_of_and_keeps_the_order() -> None:
     exchange.end(b"three")
     exchange.flush()
     assert wire.bodies == [b"one two three"]
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_client_that_takes_nothing_of_a_whole_answer_is_cut_off(is_kept: bool) -> None:
+    # Its call has ended, and to close the connection would wait until all is sent.
+    wire = Wire(echo)
+    wire.transport.unsent_bytes = 1_000_000
+    wire.protocol.pause_writing()
+    wire.send(post(b"{}", CHAT, "connection: " + ("keep-alive" if is_kept else "close")))
+    assert wire.transport.is_closing() is not is_kept
+    for _ in range(5):
+        # Slowly is not never.
+        wire.transport.unsent_bytes -= 1_000
+        wire.loop.advance(STALL_SECONDS)
+        assert not wire.transport.was_aborted
+    wire.loop.advance(STALL_SECONDS + 1)
+    assert wire.transport.was_aborted
+
+
+def test_a_client_that_took_all_is_not_cut_off() -> None:
+    wire = Wire(lambda exchange: exchange.open(200, STREAM, None)).send(post())
+    for _ in range(3):
+        wire.transport.unsent_bytes = 100_000
+        wire.protocol.pause_writing()
+        wire.loop.advance(STALL_SECONDS - 1)
+        wire.protocol.resume_writing()
+    wire.loop.advance(10 * STALL_SECONDS)
+    assert not wire.transport.was_aborted
+
+
+MOVES = ["send", "answer", "begin", "end", "lose", "shutdown", "pause", "resume", "time", "abort"]
+
+
+@settings(max_examples=300)
+@given(moves=st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 3)), max_size=30))
+def test_whatever_happens_answers_keep_their_order_and_end_once(moves: list[tuple[str, int]]) -> None:
+    wire = Wire()
+    requests = iter([post(b"%d" % number) for number in range(60)])
+    watchers: list[Watcher] = []
+    piece = b""
+
+    def running() -> Exchange | None:
+        return next((each for each in wire.exchanges if not each.response_complete), None)
+
+    for move, number in moves:
+        exchange = running()
+        match move:
+            case "send":
+                piece += b"".join(itertools.islice(requests, number))
+                cut = len(piece) if number != 1 else len(piece) // 2
+                # A paused transport may still deliver what it has read, but no more than once.
+                if wire.transport.reads:
+                    wire.send(piece[:cut])
+                    piece = piece[cut:]
+            case "answer" if exchange is not None and not exchange.response_started:
+                exchange.watch(watcher := Watcher())
+                watchers.append(watcher)
+                echo(exchange)
+            case "begin" if exchange is not None and not exchange.response_started:
+                exchange.open(200, STREAM, None)
+                exchange.write(b"x" * number)
+                exchange.flush()
+            case "end" if exchange is not None and exchange.response_started:
+                exchange.end(b"y" * number)
+                exchange.flush()
+            case "lose":
+                wire.transport.close()
+            case "abort" if exchange is not None:
+                exchange.abort()
+            case "shutdown":
+                wire.protocol.shutdown()
+            case "pause":
+                wire.protocol.pause_writing()
+            case "resume":
+                wire.protocol.resume_writing()
+            case "time":
+                wire.loop.advance(number * 20)
+        wire.loop.turn()
+    assert all(watcher.gone <= 1 for watcher in watchers)
+    complete = [each for each in wire.answers if each.is_complete]
+    assert wire.answers[: len(complete)] == complete, "only the last may be half of one"
+    echoes = [int(each.body.removeprefix(b"echo ")) for each in complete if each.body.startswith(b"echo ")]
+    assert echoes == sorted(set(echoes))
+    assert sum(not each.response_complete for each in wire.exchanges) <= 1, "one at a time"
+    if wire.protocol.parser is None:
+        assert all(each.response_complete or each.disconnected for each in wire.exchanges)
 
 
 # Time ----------------------------------------------------------------------------------------------------------------
