@@ -80,7 +80,7 @@ class FakeHandle:
 
 
 class FakeTransport(asyncio.Transport):
-    """Keeps what was written, and closes as asyncio does: when all is sent, and the protocol is told in a later turn."""
+    """Keeps what was written, and closes as asyncio does: when all is sent; the protocol is told in a later turn."""
 
     def __init__(self, loop: FakeLoop) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from tests.conftest import APP, OWNER, PASSWORD, RedisProcess
 from tests.scripted import DONE, Asked, Scripted, end, open_stream, said, send, usage
 from tests.stage import PRICES, Stage, Tenant, eventually, raise_curtain
 
-WAIT_SECONDS = 1.0
+WAIT_SECONDS = 2.0
 _numbers = itertools.count(1)
 
 
@@ -140,6 +140,7 @@ class House:
         assert not running.drivers
         assert running.capacity.room.running_calls == 0
         assert running.capacity.room.waiting_calls == 0
+        assert metric("tollgate_calls_in_flight", endpoint="/v1/chat/completions") == 0
         for tenant in self.tenants:
             assert await self.held(tenant) == 0
 

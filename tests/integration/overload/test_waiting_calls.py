@@ -225,3 +225,37 @@ async def test_a_call_that_is_refused_its_hold_gives_its_slot_to_the_next(house:
         assert (await refused).status_code == 402
         assert (await house.chat(rich, sale)).status_code == 200
         assert len(backend.asked) == 2
+
+
+async def test_a_process_that_is_late_takes_no_new_calls_and_goes_on_with_others(house: House) -> None:
+    gate, tenant = Gate(), await house.tenant()
+    lag = house.stage.app.running.capacity.lag
+    async with scripted_backend(gate) as backend:
+        sale = await house.sell(backend)
+        running = house.begin(tenant, sale)
+        await asked(backend, 1)
+        lag.is_shedding = True
+        try:
+            refused = await house.chat(tenant, sale)
+        finally:
+            lag.is_shedding = False
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        gate.let(2)
+        assert (await running).status_code == 200
+        assert (await house.chat(tenant, sale)).status_code == 200
+
+
+async def test_a_backend_that_is_disabled_turns_away_who_waits_for_it(house: House) -> None:
+    gate, tenant = Gate(), await house.tenant()
+    async with scripted_backend(gate) as backend:
+        sale = await house.sell(backend, max_in_flight=1)
+        running = house.begin(tenant, sale)
+        await asked(backend, 1)
+        waiting = house.begin(tenant, sale)
+        await house.wait_for(waiting=1)
+        await house.stage.operate("POST", f"/backends/{sale.backends[0]}", json={"disabled": True})
+        assert (await waiting).status_code == 503
+        gate.let(2)
+        assert (await running).status_code == 200, "what runs there may end"
+        assert len(backend.asked) == 1
