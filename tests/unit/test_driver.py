@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import UUID
 
 import pytest
 import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from billing.tokens import Tokenizers
@@ -235,7 +237,7 @@ class Scene:
     """A process with two backends, and as many calls as a test wants."""
 
     def __init__(self, *, max_in_flight: int | None = None, has_journal: bool = False, **changes: Any) -> None:
-        settings = Settings(
+        chosen = Settings(
             database_url=SecretStr("x"), redis_url=SecretStr("x"), key_pepper=SecretStr("x" * 32), **changes
         )
         self.deployments = tuple(
@@ -253,20 +255,29 @@ class Scene:
         self.one, self.two = FakeBackend(), FakeBackend()
         upstreams = FakeUpstreams({UUID(int=11): self.one, UUID(int=12): self.two})
         self.running = Running(
-            settings,
+            chosen,
             cast("Any", self.hot),
             cast("Upstreams", upstreams),
-            Capacity(settings),
+            Capacity(chosen),
             Tokenizers(),
             cast("Any", self.journal),
         )
         self.running.capacity.know(Catalog({"m": self.model}))
         self.clients: list[FakeExchange] = []
 
-    def call(self, *, one_backend: bool = False, begin: bool = True, **request: Any) -> Driver:
+    def limit(self, max_in_flight: int) -> None:
+        """The operator changes how much each backend takes."""
+        self.deployments = tuple(
+            replace(each, backend=replace(each.backend, max_in_flight=max_in_flight)) for each in self.deployments
+        )
+        self.model = replace(self.model, deployments=self.deployments)
+        self.running.capacity.know(Catalog({"m": self.model}))
+
+    def call(self, *, one_backend: bool = False, begin: bool = True, number: int = 0, **request: Any) -> Driver:
         wanted = chat_request(**{"stream": True, **request})
         deployments = self.deployments[:1] if one_backend else self.deployments
         hold = make_call(wanted).hold_request
+        hold = replace(hold, origin=replace(hold.origin, call_id=UUID(int=1_000 + number)))
         place = Place(self.running.capacity, deployments, hold.origin.organization_id, 160, jitter=0.0)
         self.clients.append(FakeExchange())
         driver = Driver(
@@ -757,6 +768,124 @@ async def test_a_call_that_is_drained_when_its_slot_is_on_its_way() -> None:
     call.drain()
     await scene.over()
     assert scene.client.told[0] == 503
+
+
+# Every order ---------------------------------------------------------------------------------------------------------
+
+MOVES = (
+    *("call", "hot", "connect", "say", "finish", "journal") * 2,
+    *("end", "break", "stale", "fail to connect", "refuse", "leave", "slow", "ready", "late", "much later", "drain"),
+    *("hot away", "journal away", "spend", "error event", "raise the limit"),
+)
+
+
+class Simulation:
+    """Several calls, whose surroundings do one thing after another."""
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.scene = Scene(
+            max_in_flight=max_in_flight, has_journal=True, wait_seconds=30, first_byte_timeout_seconds=10
+        )
+        self.scene.hot.answers_at_once = False
+        self.calls: list[Driver] = []
+        self.now = asyncio.get_running_loop().time()
+
+    @property
+    def listening(self) -> list[FakeConnection]:
+        return [each for backend in (self.scene.one, self.scene.two) for each in backend.connections if each.sink]
+
+    async def move(self, name: str, which: int) -> None:
+        scene, hot, journal = self.scene, self.scene.hot.waiting, self.scene.journal
+        assert journal is not None
+        sinks = [each.sink for each in self.listening]
+        sink = sinks[which % len(sinks)] if sinks else None
+        call = self.calls[which % len(self.calls)] if self.calls else None
+        client = scene.clients[which % len(scene.clients)] if scene.clients else None
+        match name:
+            case "call":
+                self.calls.append(scene.call(stream=which % 2 == 0, number=len(self.calls)))
+            case "hot" if hot:
+                hot.pop(which % len(hot))(None)
+            case "hot away" if hot:
+                hot.pop(which % len(hot))(AWAY)
+            case "journal" if journal.waiting:
+                journal.waiting.pop(which % len(journal.waiting))(None)
+            case "journal away" if journal.waiting:
+                journal.waiting.pop(which % len(journal.waiting))(AWAY)
+            case "connect":
+                scene.one.fault = scene.two.fault = None
+            case "fail to connect":
+                scene.one.fault = BackendFailed("refused")
+            case "say" if sink:
+                sink.upstream_head(200, SSE)
+                sink.upstream_bytes(delta("x"))
+            case "spend" if sink:
+                sink.upstream_head(200, SSE)
+                sink.upstream_bytes(delta("x", usage=usage(9, 500)))
+            case "error event" if sink:
+                sink.upstream_head(200, SSE)
+                sink.upstream_bytes(event(error={"message": "no"}))
+            case "finish" if sink:
+                sink.upstream_head(200, SSE)
+                sink.upstream_bytes(b"".join(LAST))
+            case "refuse" if sink:
+                sink.upstream_head((400, 500, 503)[which % 3], b"application/json")
+                sink.upstream_end()
+            case "end" if sink:
+                sink.upstream_end()
+            case "break" | "stale" if sink:
+                connection = next(each for each in self.listening if each.sink is sink)
+                connection.close()
+                sink.upstream_lost(BackendFailed("lost"), name == "stale")
+            case "leave" if client:
+                client.leave()
+            case "slow" if client:
+                client.is_slow = True
+            case "ready" if client and client.client:
+                client.is_slow = False
+                client.client.client_ready()
+            case "late" | "much later":
+                self.now += 11 if name == "late" else 2_000
+                for each in tuple(scene.running.drivers):
+                    each.check_time(self.now)
+            case "drain" if call in scene.running.drivers:
+                assert call is not None
+                call.drain()
+            case "raise the limit":
+                scene.limit(which + 1)
+        if which % 2:
+            await scene.turn()
+
+    async def end(self) -> None:
+        """Let all that was asked be answered, and stop the process."""
+        scene, journal = self.scene, self.scene.journal
+        assert journal is not None
+        for _ in range(8):
+            await scene.turn()
+            for driver in tuple(scene.running.drivers):
+                driver.drain()
+            answer_all(scene.hot.waiting, None)
+            answer_all(journal.waiting, None)
+            await self.move("much later", 1)
+        await scene.over()
+        asked_for = {call.request_id for call in self.calls if call.call.hold is not None}
+        ended = [str(charge.call_id) for charge in scene.hot.charges] + [str(each) for each in scene.hot.voided]
+        assert Counter(ended) == Counter(asked_for), "each hold ends once"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    max_in_flight=st.integers(1, 3),
+    moves=st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 5)), min_size=5, max_size=40),
+)
+def test_nothing_is_left_in_whatever_order_things_happen(max_in_flight: int, moves: list[tuple[str, int]]) -> None:
+    async def play() -> None:
+        simulation = Simulation(max_in_flight)
+        for name, which in (("call", 0), *moves):
+            await simulation.move(name, which)
+        await simulation.end()
+
+    asyncio.run(play())
 
 
 # Faults of ours ------------------------------------------------------------------------------------------------------
