@@ -106,8 +106,11 @@ class Exchange:
     def read(self, then: Callable[[bytes | None], None]) -> None:
         """Have the body, now or when it is complete; None where it is larger than the limit.
 
-        Before that no more of it is taken than a read or two: who is not known cannot fill our memory.
+        Before that no more of it is taken than a read or two: who is not known cannot fill our memory. Where the client
+        has left meanwhile nobody is told.
         """
+        if self.disconnected:
+            return
         self._then = then
         if self._waits_to_continue and self.more_body:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -122,9 +125,9 @@ class Exchange:
         if self._body_bytes > self._limit_bytes:
             self._body.clear()
             self._look()
-            return
-        self._body.append(piece)
-        if self._then is None and self._body_bytes > HIGH_WATER_LIMIT:
+        else:
+            self._body.append(piece)
+        if self._then is None and self._body_bytes > HIGH_WATER_LIMIT and not self.response_complete:
             self._flow.pause_reading()
 
     def body_ended(self) -> None:

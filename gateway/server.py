@@ -22,6 +22,8 @@ BODY_SECONDS = 30.0
 """Time in which its body must arrive."""
 HEAD_LIMIT_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 75
+STALL_SECONDS = 60.0
+"""How long a client may take nothing of what waits for it, also of an answer that its call is done with."""
 MAX_CONNECTIONS = 8_192
 
 _REFUSED = {
@@ -41,6 +43,8 @@ class PublicProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _idle_timer: asyncio.TimerHandle | None = None
     _idle_since = 0.0
+    _stall: asyncio.TimerHandle | None = None
+    _unsent_bytes = 0
     _head_bytes = 0
     _in_head = True
     _exchange: Exchange | None = None
@@ -73,6 +77,7 @@ class PublicProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the client is gone."""
         self._arrived()
+        self._taken()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         super().connection_lost(exc)
@@ -93,8 +98,14 @@ class PublicProtocol(HttpToolsProtocol):
         if self._timer is None and self._head_bytes and self.parser is not None:
             self._wait(HEADER_SECONDS if self._in_head else self._body_seconds)
 
+    def pause_writing(self) -> None:
+        """asyncio: more waits to be sent than should."""
+        super().pause_writing()
+        self._look_for_stall()
+
     def resume_writing(self) -> None:
         """asyncio: what waited was sent."""
+        self._taken()
         super().resume_writing()
         if self._exchange is not None:
             self._exchange.writable()
@@ -129,7 +140,7 @@ class PublicProtocol(HttpToolsProtocol):
             limit_bytes=self._body_limit_bytes,
             keep_alive=not is_http_1_0 and self.parser.should_keep_alive(),
             is_http_1_0=is_http_1_0,
-            expects_continue=self.expect_100_continue,
+            expects_continue=self.expect_100_continue and not is_http_1_0,
             on_complete=self.on_response_complete,
         )
         if before is None or before.response_complete:
@@ -146,10 +157,17 @@ class PublicProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """uvicorn: the turn of this request has come."""
         if isinstance(cycle, Exchange):
-            self._start(cycle)
+            # In a turn of its own: the answer to the one before has led here, and a read may hold thousands of requests
+            # that are refused at once.
+            self._exchange = cycle
+            self.loop.call_soon(self._start_unless_lost, cycle)
         else:
             self._exchange = None
             super()._start_asgi_task(cycle, app)
+
+    def _start_unless_lost(self, exchange: Exchange) -> None:
+        if not exchange.disconnected:
+            self._start(exchange)
 
     def on_body(self, body: bytes) -> None:
         """httptools: a piece of a body."""
@@ -193,9 +211,6 @@ class PublicProtocol(HttpToolsProtocol):
         idle = self.loop.time() - self._idle_since
         if idle < KEEP_ALIVE_SECONDS:
             self._idle_timer = self.loop.call_later(KEEP_ALIVE_SECONDS - idle, self._look_for_idleness)
-        elif self.flow.write_paused:
-            # The last answer was never read to its end.
-            self.transport.abort()
         else:
             self.transport.close()
 
@@ -215,23 +230,48 @@ class PublicProtocol(HttpToolsProtocol):
 
     def _too_late(self) -> None:
         self._timer = None
-        if self._in_head or (self.cycle is not None and not self.cycle.response_started):
-            self._refuse(408)
+        if self._is_behind_another:
+            # Its answer would have to wait anyway; and where we have stopped reading it is not the client that is late.
+            self._wait(HEADER_SECONDS if self._in_head else self._body_seconds)
         else:
-            # Answered already, and the rest of the body was only thrown away.
-            self.transport.close()
+            self._refuse(408)
+
+    def _look_for_stall(self) -> None:
+        # To close would not do: that waits until all is sent.
+        unsent = self.transport.get_write_buffer_size()
+        if self._stall is not None and unsent >= self._unsent_bytes:
+            self.transport.abort()
+            return
+        self._unsent_bytes = unsent
+        self._stall = self.loop.call_later(STALL_SECONDS, self._look_for_stall)
+
+    def _taken(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    @property
+    def _is_behind_another(self) -> bool:
+        """Whether what arrives now belongs to a request that another, which is not answered yet, came before."""
+        if self._in_head:
+            return self.cycle is not None and not self.cycle.response_complete
+        return bool(self.pipeline)
 
     def _refuse(self, status: int) -> None:
         self._arrived()
         line, message = _REFUSED[status]
         body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}' % message
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        # Inside another answer it would corrupt that, before it be taken for it; and a body that was answered before it
+        # had come was only thrown away.
+        if not self._is_behind_another and (self._in_head or not self.cycle.response_started):
             self.transport.write(
                 b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
                 b"x-request-id: %b\r\nconnection: close\r\n\r\n%b"
                 % (line, len(body), str(uuid7(datetime.now(UTC))).encode(), body)
             )
-            self.transport.close()
+        self.transport.close()
 
 
 class PublicServer(uvicorn.Server):

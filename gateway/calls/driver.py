@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any, Final
 
@@ -47,6 +47,8 @@ HIGH_WATER_BYTES: Final = 512 * 1024
 
 _NEVER: Final = float("inf")
 _AT_BACKEND: Final = frozenset({Phase.CONNECTING, Phase.ANSWERING})
+_WELL: Final = frozenset({Ending.FINISHED, Ending.HOLD_SPENT})
+"""Endings of which the backend is no cause."""
 _TO_CLIENT: Final = frozenset({SendHead, SendBody, SendError})
 _STREAM_LINES: Final = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -69,6 +71,7 @@ class Driver:
         "_first",
         "_first_byte_seconds",
         "_has_ended",
+        "_has_time",
         "_is_at_work",
         "_is_broken",
         "_is_waiting",
@@ -111,6 +114,7 @@ class Driver:
         self._is_waiting = False
         self._is_broken = False
         self._has_ended = False
+        self._has_time = True
         self._connection: Connection | None = None
         self._sent: Connect
         self._settling: Settling | None = None
@@ -130,7 +134,12 @@ class Driver:
         telemetry.CALLS.started(self.call.request.endpoint)
         self._exchange.watch(self)
         self._is_waiting = True
-        self._place.enter(self._entered)
+        try:
+            self._place.enter(self._entered)
+        except Exception:
+            self._is_waiting = False
+            self._broke()
+            self._advance()
 
     def _entered(self, error: TollgateError | None) -> None:
         """There is room for the call at a backend, or there is none."""
@@ -152,7 +161,7 @@ class Driver:
         first, self._first = self._first, None
         if first is not None:
             return first
-        deployment = self._place.retry()
+        deployment = self._place.retry() if self._has_time else None
         return None if deployment is None else self._attempt(deployment)
 
     def _attempt(self, deployment: Deployment) -> Attempt:
@@ -171,6 +180,20 @@ class Driver:
         """What was waited for has come."""
         self._is_waiting = False
         self._feed(event, *values)
+
+    def _wait_for(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on in a task of its own, which feeds what comes of it."""
+        self._is_waiting = True
+        self._running.detach(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            # Or the call would wait for it for ever, with its hold and its slot.
+            self._is_waiting = False
+            self._broke()
+            self._advance()
 
     def _advance(self) -> None:
         """Carry out commands in order, until one has to be waited for or none is left."""
@@ -222,6 +245,9 @@ class Driver:
             return
         self._has_ended = True
         self._exchange.watch(None)
+        if not self._exchange.response_complete:
+            # Nobody is left who would answer.
+            self._exchange.abort()
         self._running.ended(self)
         connection = self._connection
         self._forget_backend()
@@ -235,16 +261,14 @@ class Driver:
     # Counting --------------------------------------------------------------------------------------------------------
 
     def _count_prompt(self, command: CountPrompt) -> None:
-        self._is_waiting = True
-        self._running.detach(self._prompt_counted(command))
+        self._wait_for(self._prompt_counted(command))
 
     async def _prompt_counted(self, command: CountPrompt) -> None:
         own = await own_count(self._running.tokenizers, command.request, command.model.tokenizer, ())
         self._go_on(self.call.prompt_counted, own.prompt)
 
     def _count(self, command: CountTokens) -> None:
-        self._is_waiting = True
-        self._running.detach(self._counted(command))
+        self._wait_for(self._counted(command))
 
     async def _counted(self, command: CountTokens) -> None:
         tokenizers, tokenizer = self._running.tokenizers, command.model.tokenizer
@@ -267,7 +291,7 @@ class Driver:
 
     def _settle(self, command: Settle) -> None:
         # The backend is done with the call: a slow ledger must not keep others from it.
-        if command.charge.ending is Ending.FINISHED:
+        if command.charge.ending in _WELL:
             self._place.succeeded()
         self._place.leave()
         self._is_waiting = True
@@ -285,15 +309,18 @@ class Driver:
         self._go_on(call.settled)
 
     def _release(self, command: Release) -> None:
+        if isinstance(self.call.error, InvalidRequest):
+            self._place.refused()
         self._place.leave()
-        self._is_waiting = True
-        self._running.detach(self._released(command))
+        self._wait_for(self._released(command))
 
     async def _released(self, command: Release) -> None:
         """Wait for one try: the client should find its money free when it has its answer."""
         try:
             await self._running.hot.void(command.void.hold)
-        except Unavailable:
+        except Exception as error:
+            if not isinstance(error, Unavailable):
+                _log.exception("release_broke", call_id=self.request_id)
             self._running.detach(self._running.release(command.void))
         self._is_waiting = False
         self._advance()
@@ -310,22 +337,21 @@ class Driver:
         if connection is not None:
             self._ask(pool, connection)
         else:
-            self._is_waiting = True
-            self._running.detach(self._open(pool))
+            self._wait_for(self._open(pool))
 
     async def _open(self, pool: Pool) -> None:
         try:
             connection = await pool.connect(self._running.settings.connect_timeout_seconds)
+            if self.call.phase is Phase.CONNECTING:
+                self._ask(pool, connection)
+            else:
+                connection.close()
         except BackendFailed as error:
             telemetry.CALLS.backend_error(self._sent.deployment.backend.name, "connect")
             self._place.failed()
             self._go_on(self.call.upstream_failed, error)
             return
         self._is_waiting = False
-        if self.call.phase is Phase.CONNECTING:
-            self._ask(pool, connection)
-        else:
-            connection.close()
         self._advance()
 
     def _ask(self, pool: Pool, connection: Connection) -> None:
@@ -362,11 +388,13 @@ class Driver:
 
     def upstream_lost(self, error: TollgateError, is_stale: bool) -> None:
         """The backend's connection broke."""
+        if self._connection is None:
+            return
         self._forget_backend()
         if is_stale and self.call.phase is Phase.CONNECTING:
             # The backend had closed an idle connection before it saw the request: nothing was done, ask again.
-            self._is_waiting = True
-            self._running.detach(self._open(self._running.upstreams.pool(self._sent.deployment)))
+            self.call.upstream_unsent()
+            self._wait_for(self._open(self._running.upstreams.pool(self._sent.deployment)))
             return
         telemetry.CALLS.backend_error(self.call.deployment.backend.name, "closed")
         self._place.failed()
@@ -393,7 +421,8 @@ class Driver:
                 self._exchange.abort()
                 self.client_gone()
         elif self.call.phase in _AT_BACKEND and (now > self._deadline or now > self._last_second):
-            self._deadline = self._last_second = _NEVER
+            self._deadline = _NEVER
+            self._has_time = now <= self._last_second
             telemetry.CALLS.backend_error(self.call.deployment.backend.name, "timeout")
             self._place.failed()
             self._feed(self.call.upstream_failed, BackendTimedOut("The model's backend did not answer in time."))
@@ -422,9 +451,11 @@ class Driver:
     def client_ready(self) -> None:
         """The client has read what waited."""
         self._slow_since = 0.0
-        self._waiting_bytes = 0
-        if self._connection is not None:
+        waiting_bytes, self._waiting_bytes = self._waiting_bytes, 0
+        if self._connection is not None and waiting_bytes > HIGH_WATER_BYTES:
             self._connection.resume()
+            # The backend was not heard meanwhile, so it was not silent.
+            self._deadline = self._loop.time() + self._running.settings.idle_timeout_seconds
         self._advance()
 
     def _send_head(self, command: SendHead) -> None:

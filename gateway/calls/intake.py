@@ -90,8 +90,7 @@ class _Arrival:
 
     def _read(self, principal: Principal) -> None:
         intake, settings = self.intake, self.intake.parts.settings
-        if intake.is_draining:
-            raise Unavailable("This server is being restarted. Send the request again.")
+        self._check_draining()
         if len(intake.running.drivers) >= settings.max_connections or intake.running.capacity.lag.is_shedding:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
         _check_headers(self.exchange.headers, settings.max_body_bytes)
@@ -115,6 +114,8 @@ class _Arrival:
         parts, running = self.intake.parts, self.intake.running
         if self.exchange.disconnected:
             return
+        # Again: the drain may have begun, and even ended, while the body was on its way.
+        self._check_draining()
         catalog = parts.catalog.current
         telemetry.CALLS.know(catalog)
         running.capacity.know(catalog)
@@ -157,6 +158,10 @@ class _Arrival:
             now=parts.clock.now,
             is_audited=chance < parts.settings.audit_share,
         ).begin()
+
+    def _check_draining(self) -> None:
+        if self.intake.is_draining:
+            raise Unavailable("This server is being restarted. Send the request again.")
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, TollgateError):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum, auto
+from typing import Any
 
 import msgspec
 
@@ -34,7 +35,7 @@ from gateway.calls.commands import (
     SendHead,
     Settle,
 )
-from gateway.calls.metering import Meter, OwnCount, client_usage
+from gateway.calls.metering import Meter, OwnCount, Reading, client_usage
 from gateway.calls.refusals import error_event, refusal
 from gateway.calls.sse import DONE, Event, EventSplitter, EventTooLarge
 from models.call import CallRequest, Charge, Checkpoint, Endpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
@@ -52,6 +53,7 @@ MAX_ATTEMPTS = 3
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 _RETRIED_STATUS = frozenset({502, 503})
+_REFUSED_STATUS = frozenset({400, 413, 422})
 _DONE_EVENT = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
 
@@ -109,6 +111,7 @@ class Call:
         self.error: TollgateError | None = None
         self.charge: Charge | None = None
         self.is_client_gone = False
+        self._drained: TollgateError | None = None
         self.next_attempt = next_attempt
         self._attempts = 0
         self._now = now
@@ -170,6 +173,10 @@ class Call:
         if self.is_client_gone:
             self._release("the client left before the call was sent")
             return
+        if self._drained is not None:
+            self._release("the process stopped before the call was sent")
+            self._refuse(self._drained)
+            return
         attempt = self.next_attempt()
         if attempt is None:
             self._release("there was no backend to send the call to")
@@ -182,6 +189,8 @@ class Call:
 
     def prompt_counted(self, tokens: int) -> None:
         """Our own count of the prompt: ask again if that makes the hold smaller."""
+        if self.phase is not _HOLDING:
+            return
         smaller = tightened(self.hold_request, tokens, self.request.prompts)
         if smaller is None or self.is_client_gone:
             self._refuse(refusal(self._refused, self.hold_request), self._refused)
@@ -191,6 +200,8 @@ class Call:
 
     def hold_failed(self, error: TollgateError) -> None:
         """The hot store did not answer: it may have placed the hold, so it is given back, and the call refused."""
+        if self.phase is not _HOLDING:
+            return
         self.hold = Hold(self.hold_request)
         self._release("the hold was not acknowledged")
         self._refuse(error)
@@ -207,6 +218,11 @@ class Call:
     def upstream_sent(self) -> None:
         """The request is on its way: from here on the backend may spend tokens on it."""
         self._is_sent = True
+
+    def upstream_unsent(self) -> None:
+        """The connection had been given up before the request came: no backend has seen it, and it is sent again."""
+        if self.phase is _CONNECTING:
+            self._is_sent = False
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend's status and content type."""
@@ -259,12 +275,12 @@ class Call:
                     continue
                 if (chunk.error or chunk.object == "error") and (error := _error_in(chunk, data)) is not None:
                     self._pass(passed)
-                    self._fail_in_stream(stream_failure(error, self.deployment))
+                    self._told_error(error, data)
                     return
                 self.meter.see(chunk)
                 if self.meter.is_beyond(self.hold_request.output_bound):
                     self._pass(passed)
-                    self._spend_hold(data)
+                    self._spend_hold(chunk, data)
                     return
                 if self._aggregate is not None:
                     self._aggregate.add(read_any(data))
@@ -272,18 +288,31 @@ class Call:
                     passed.append(self._for_client(raw, chunk, data))
         self._pass(passed)
 
-    def _spend_hold(self, data: bytes) -> None:
+    def _told_error(self, error: object, data: bytes) -> None:
+        """The backend says in its stream what went wrong; SGLang tells so of the client's own faults, after a 200."""
+        status = error.get("code") if isinstance(error, dict) else None
+        if type(status) is int and status in _REFUSED_STATUS and not self.meter.has_output and not self._is_head_sent:
+            self._fail_before_first_byte(failure(status, data, self.deployment), False)
+        else:
+            self._fail_in_stream(stream_failure(error, self.deployment))
+
+    def _spend_hold(self, chunk: Chunk, data: bytes) -> None:
         """The backend goes on beyond the tokens that the hold covers: end the answer here, as at a limit of length."""
         self._do(CloseUpstream())
+        self._like = head_of(read_any(data))
+        # The client does not get this event, so what ends with it has not ended for the client.
+        ended = self.meter.finished - {each.index for each in chunk.choices or () if each.finish_reason is not None}
         ends = [
             {"index": index, "finish_reason": "length", "logprobs": None, **self._nothing()}
             for index in range(self.request.choices)
-            if index not in self.meter.finished
+            if index not in ended
         ]
-        event = {**head_of(read_any(data)), "model": self.request.model, "choices": ends}
+        event = {**self._like, "model": self.request.model, "choices": ends}
         if self._aggregate is not None:
             self._aggregate.add(event)
-        self._finish(Ending.HOLD_SPENT, (b"data: " + _encode(event) + b"\n\n" if ends else b"") + _DONE_EVENT)
+        if ends:
+            self._pass([b"data: " + _encode(event) + b"\n\n"])
+        self._finish(Ending.HOLD_SPENT, _DONE_EVENT)
 
     def _nothing(self) -> dict[str, object]:
         """The part of an event's choice that adds no text."""
@@ -382,6 +411,8 @@ class Call:
 
     def drain(self, error: TollgateError) -> None:
         """This process stops, and the call did not end in the time it had."""
+        if self.phase is _HOLDING:
+            self._drained = error
         self._stop(Ending.DRAINED, error)
 
     def broke(self, error: TollgateError) -> None:
@@ -456,9 +487,11 @@ class Call:
         """The charge is durable: now the last bytes may go."""
         if self.phase is not _SETTLING:
             return
+        if not self.is_client_gone:
+            self._end_answer()
         self.phase = _ENDED
-        if self.is_client_gone:
-            return
+
+    def _end_answer(self) -> None:
         if self.request.stream:
             self._end_stream()
         elif self.error is not None:
@@ -466,7 +499,7 @@ class Call:
         else:
             body = self._final
             if self._aggregate is not None:
-                answer = self._aggregate.answer(client_usage(self.meter.total()))
+                answer = self._aggregate.answer(self._usage_told())
                 answer["model"] = self.request.model
                 body = _encode(answer)
             self._do(SendHead(len(body)))
@@ -477,11 +510,23 @@ class Call:
             data = error_event(self.error)
         else:
             data = self._final
-            if self.request.include_usage and not self._is_usage_passed and self.meter.knows_progress:
-                data = usage_event(self._like, client_usage(self.meter.total())) + data
+            is_known = self.meter.knows_progress or self.ending is Ending.HOLD_SPENT
+            if self.request.include_usage and not self._is_usage_passed and is_known:
+                like = {**self._like, "model": self.request.model}
+                data = usage_event(like, self._usage_told()) + data
         if not self._is_head_sent:
             self._do(SendHead(None))
         self._do(SendBody(data, last=True))
+
+    def _usage_told(self) -> dict[str, Any]:
+        """The usage object that we make for the client."""
+        charge = self.charge
+        if charge is None or self.ending is not Ending.HOLD_SPENT:
+            return client_usage(self.meter.total())
+        # What the backend made beyond the hold was neither delivered nor charged.
+        return client_usage(
+            Reading(charge.input_tokens, charge.output_tokens, charge.cached_tokens, reasoning=charge.reasoning_tokens)
+        )
 
     def _release(self, reason: str) -> None:
         if self.hold is None:

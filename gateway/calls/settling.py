@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from billing.hot.entries import encode_charge
 from billing.journal.settles import settle_record
 from gateway.calls.running import Running
@@ -16,6 +18,8 @@ SETTLE_PATIENCE_SECONDS: Final = 2.0
 """How long a client waits for its last byte while the ledger is away; the settling itself never gives up."""
 JOURNAL_PATIENCE_SECONDS: Final = 1.0
 """How long a disk may take to write; after that Redis alone carries the charge."""
+
+_log = structlog.get_logger("tollgate.calls")
 
 
 class Settling:
@@ -39,13 +43,19 @@ class Settling:
     def begin(self) -> None:
         """Write to both. The journal first: its thread works while Redis does."""
         running, hold, charge = self._running, self._hold, self._charge
-        encoded = encode_charge(charge)
-        if running.journal is None:
-            self._is_journaled = False
-        else:
-            self.late_at = asyncio.get_running_loop().time() + JOURNAL_PATIENCE_SECONDS
-            record = settle_record(hold, charge, encoded)
-            running.journal.start(record, self._journaled, in_flight=len(running.drivers))
+        encoded = b""
+        try:
+            encoded = encode_charge(charge)
+            if running.journal is None:
+                self._is_journaled = False
+            else:
+                self.late_at = asyncio.get_running_loop().time() + JOURNAL_PATIENCE_SECONDS
+                record = settle_record(hold, charge, encoded)
+                running.journal.start(record, self._journaled, in_flight=len(running.drivers))
+        except Exception:
+            # Whatever is wrong with our record or our disk, the hold must end: no sweeper does it while we live.
+            _log.exception("charge_not_journaled", call_id=charge.call_id)
+            self._journaled(Unavailable("The journal did not take the charge."))
         running.hot.start_settle(hold, charge, self._answered, encoded)
 
     def journal_is_late(self) -> None:

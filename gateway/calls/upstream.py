@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_is_complete",
         "_is_paused",
+        "_linger",
         "_parser",
         "_pool",
         "_sink",
@@ -107,6 +108,7 @@ class Connection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._is_paused = False
         self._parser = httptools.HttpResponseParser(self)
+        self._linger: asyncio.TimerHandle | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -125,6 +127,10 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, sink: Sink) -> None:
         """Send a request; `sink` is told the answer."""
         self._reset()
+        if self._linger is not None:
+            # It was to end the call before this one.
+            self._linger.cancel()
+            self._linger = None
         self._sink = sink
         if self.transport is None:
             raise BackendFailed(_BROKEN)
@@ -149,7 +155,7 @@ class Connection(asyncio.Protocol):
         if self._is_complete:
             self._pool.give(self)
         else:
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._close_unless_idle)
+            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._close_unless_idle)
 
     def close(self) -> None:
         """Break the connection: the surest way to stop a backend."""
@@ -170,8 +176,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes came."""
         if self._is_complete:
-            # Nobody has asked: taken for the answer to the next request, these would be one caller's words in another's
-            # answer.
+            # Nobody asked for more. Taken for the answer to the next request these would be one caller's words in
+            # another's answer; taken into the pool a second time the connection would serve two calls at once.
             self.close()
             return
         if not self._started:
@@ -214,6 +220,11 @@ class Connection(asyncio.Protocol):
             sink.upstream_lost(BackendFailed(message), False)
 
     # httptools -------------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """httptools: an answer begins."""
+        if self._is_complete:
+            self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: one header of the answer."""

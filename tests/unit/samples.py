@@ -59,7 +59,9 @@ def make_call(
     billed_count: BilledCount = BilledCount.BACKEND,
     tokenizer: str | None = None,
     is_audited: bool = False,
+    attempts: int | None = None,
 ) -> Call:
+    """A call that may be sent to each of the deployments once, and in all as often as `attempts` says."""
     model = Model(id="m", context_length=4_096, created_at=NOW, billed_count=billed_count, tokenizer=tokenizer)
     origin = CallOrigin(
         call_id=UUID(int=4),
@@ -74,7 +76,10 @@ def make_call(
         created_at=NOW,
     )
     hold = hold_request(request, origin, PRINCIPAL, model, RATES)
-    attempts = (
-        Attempt(one, DIALECTS[one.backend.kind].body(request, model, one)) for one in deployments or (deployment(),)
-    )
-    return Call(request, hold, model, lambda: next(attempts, None), lambda: NOW, is_audited=is_audited)
+    places = iter((deployments or (deployment(),))[:attempts])
+
+    def next_attempt() -> Attempt | None:
+        one = next(places, None)
+        return None if one is None else Attempt(one, DIALECTS[one.backend.kind].body(request, model, one))
+
+    return Call(request, hold, model, next_attempt, lambda: NOW, is_audited=is_audited)

@@ -196,6 +196,14 @@ def test_llamacpp_counts_each_choice_and_each_prompt_once() -> None:
     assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (31, 30)
 
 
+def test_the_usage_that_we_make_has_the_name_that_the_model_is_sold_under() -> None:
+    play = Play(chat_request(stream=True, include_usage=True, n=2), deployment(known_as="internal/x")).open()
+    play.say(*(delta("x", index=index, finish="stop", model="internal/x") for index in range(2)))
+    play.say(*(event(id="c1", model="internal/x", choices=[], usage=usage(31, 10)) for _ in range(2)), DONE).settle()
+    assert b'"usage":{' in play.body
+    assert b"internal" not in play.body
+
+
 def test_llamacpp_prompt_lists_are_summed_by_prompt() -> None:
     request = CallRequest(
         endpoint=Endpoint.COMPLETIONS, model="m", body={"prompt": ["a", "b"]}, n=2, prompts=2,
@@ -403,6 +411,192 @@ def test_drained_in_mid_stream() -> None:
     assert b"[DONE]" not in play.body
 
 
+# Faults, ours and others' ---------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_is_turned_away_holds_nothing() -> None:
+    call = make_call(chat_request())
+    call.turned_away(Unavailable("busy"))
+    [said] = call.take()
+    assert isinstance(said, SendError)
+    assert said.answer is None
+    assert call.phase is Phase.ENDED
+    assert call.checkpoint() is None
+
+
+def test_a_call_that_is_turned_away_when_its_client_has_left_says_nothing() -> None:
+    call = make_call(chat_request())
+    call.client_gone()
+    call.turned_away(Unavailable("busy"))
+    assert call.take() == []
+    assert call.phase is Phase.ENDED
+
+
+def test_a_call_that_has_begun_is_not_turned_away() -> None:
+    for play in (Play(chat_request()), Play(chat_request()).hold(), Play(chat_request()).open()):
+        before, phase = len(play.said), play.call.phase
+        play.call.turned_away(Unavailable("busy"))
+        play.take()
+        assert (len(play.said), play.call.phase) == (before, phase)
+
+
+def test_no_backend_has_room_any_more_when_the_hold_is_there() -> None:
+    play = Play(chat_request(), attempts=0).hold()
+    assert [type(command) for command in play.said] == [PlaceHold, Release, SendError]
+    assert isinstance(play.of(SendError)[0].error, Unavailable)
+
+
+def test_no_backend_is_left_for_another_attempt() -> None:
+    play = Play(chat_request(), deployment(), deployment(number=2), attempts=1).hold()
+    play.call.upstream_failed(BackendTimedOut("slow"))
+    play.take()
+    assert [type(command) for command in play.said] == [PlaceHold, Connect, CloseUpstream, Release, SendError]
+    assert isinstance(play.of(SendError)[0].error, BackendTimedOut)
+
+
+def new(**options: Any) -> Play:
+    play = Play.__new__(Play)
+    play.call, play.said = make_call(chat_request(**options)), []
+    return play
+
+
+def holding(**options: Any) -> Play:
+    return Play(chat_request(**options))
+
+
+def connecting(**options: Any) -> Play:
+    return holding(**options).hold()
+
+
+def sent(**options: Any) -> Play:
+    play = connecting(**options)
+    play.call.upstream_sent()
+    return play
+
+
+def answering(**options: Any) -> Play:
+    return sent(**options).answer().say(delta("x", timings={"cache_n": 0, "prompt_n": 8, "predicted_n": 1}))
+
+
+def refused(**options: Any) -> Play:
+    return connecting(**options).answer(500, b"application/json")
+
+
+def counting(**options: Any) -> Play:
+    play = Play(chat_request(**options), deployment(OLLAMA)).open().say(delta("x", finish="stop"), DONE)
+    assert play.call.phase is Phase.COUNTING
+    return play
+
+
+def settling(**options: Any) -> Play:
+    play = answering(**options).say(delta("y", finish="stop"), DONE)
+    assert play.call.phase is Phase.SETTLING
+    return play
+
+
+def ended(**options: Any) -> Play:
+    return settling(**options).settle()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("phase", "money"),
+    [
+        pytest.param(new, [], id="new"),
+        pytest.param(holding, [Release], id="holding"),
+        pytest.param(connecting, [Release], id="connecting"),
+        pytest.param(sent, [Settle], id="sent"),
+        pytest.param(refused, [Release], id="refused by the backend"),
+        pytest.param(answering, [Settle], id="answering"),
+        pytest.param(counting, [Settle], id="counting"),
+        pytest.param(settling, [Settle], id="settling"),
+        pytest.param(ended, [Settle], id="ended"),
+    ],
+)
+def test_a_fault_of_ours_in_each_phase(phase: Any, money: list[type[Command]], is_stream: bool) -> None:
+    play: Play = phase(stream=is_stream)
+    was_over = play.call.phase is Phase.ENDED
+    play.call.broke(TollgateError("a bug"))
+    play.take()
+    # What was under way comes late.
+    play.call.hold_answered(Hold(play.call.hold_request))
+    play.call.upstream_head(200, SSE)
+    play.call.upstream_bytes(delta("late") + DONE)
+    play.call.upstream_end()
+    play.take()
+    play.settle()
+    assert play.call.phase is Phase.ENDED
+    assert [type(command) for command in play.said if isinstance(command, Settle | Release)] == money
+    ends = [command for command in play.said if isinstance(command, SendError | SendBody) and is_last(command)]
+    assert len(ends) == 1, "the client is told once"
+    if not was_over:
+        said = ends[0].error.message.encode() if isinstance(ends[0], SendError) else ends[0].data
+        assert b"a bug" in said
+        assert b"[DONE]" not in play.body
+    if phase in (connecting, sent, refused, answering):
+        assert play.of(CloseUpstream)
+
+
+def is_last(command: SendError | SendBody) -> bool:
+    return isinstance(command, SendError) or command.last
+
+
+def test_a_fault_in_the_last_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    play = settling()
+    monkeypatch.setattr("gateway.calls.aggregate.Aggregate.answer", broken)
+    with pytest.raises(RuntimeError):
+        play.call.settled()
+    play.call.broke(TollgateError("a bug"))
+    play.take()
+    assert play.call.phase is Phase.ENDED
+    assert len(play.of(Settle)) == 1
+    assert len(play.of(SendError)) == 1
+
+
+def test_a_call_that_is_drained_while_its_hold_is_placed_is_not_sent() -> None:
+    play = holding()
+    play.call.drain(Unavailable("restart"))
+    play.take()
+    play.hold()
+    assert [type(command) for command in play.said] == [PlaceHold, Release, SendError]
+    assert play.of(SendError)[0].error.message == "restart"
+
+
+def test_a_request_that_no_backend_saw_costs_nothing() -> None:
+    play = sent()
+    # The idle connection had been given up by the backend; while a new one is opened, the client leaves.
+    play.call.upstream_unsent()
+    checkpoint = play.call.checkpoint()
+    assert checkpoint is not None
+    assert not checkpoint.accepted
+    play.call.client_gone()
+    play.take()
+    assert play.of(Release)
+    assert not play.of(Settle)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(event(error={"message": "bad n", "code": 400, "type": "BadRequestError"}), id="nested"),
+        pytest.param(event(object="error", message="bad n", code=400), id="flat"),
+        pytest.param(event(error={"message": "bad n", "code": 422}), id="422"),
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_refusal_that_comes_as_an_event_is_the_clients_own(error: bytes, is_stream: bool) -> None:
+    # SGLang answers 200 before it looks at the request.
+    play = Play(chat_request(stream=is_stream), deployment(), deployment(number=2)).open().say(error)
+    assert len(play.of(Connect)) == 1, "another backend would refuse it, too"
+    assert play.of(Release)
+    [said] = play.of(SendError)
+    assert isinstance(said.error, InvalidRequest)
+    assert said.error.message == "bad n"
+
+
 # Numbers that a backend should not send ------------------------------------------------------------------------------
 
 
@@ -436,6 +630,10 @@ def test_the_lower_of_two_counts() -> None:
 # Every order of events -----------------------------------------------------------------------------------------------
 
 HAPPENINGS = {
+    "begin": lambda call: call.begin(),
+    "turn away": lambda call: call.turned_away(Unavailable("busy")),
+    "broke": lambda call: call.broke(TollgateError("a bug")),
+    "unsent": lambda call: call.upstream_unsent(),
     "hold": lambda call: call.hold_answered(Hold(call.hold_request)),
     "refuse": lambda call: call.hold_answered(RefusedHold(HoldRefusal.RATE, "key:x:requests", 10)),
     "lost": lambda call: call.hold_failed(Unavailable("away")),
@@ -457,46 +655,55 @@ HAPPENINGS = {
 UPSTREAM = ["sent", "head", "bad head", "text", "finish", "half", "error", "done", "end", "broken"]
 
 
-@settings(max_examples=400)
+@settings(max_examples=800)
 @given(
     stream=st.booleans(),
-    two=st.booleans(),
-    first=st.sampled_from(["hold", "hold", "hold", "refuse", "lost"]),
-    leaves_early=st.booleans(),
-    happenings=st.lists(st.sampled_from([*UPSTREAM, "gone", "drain"]), max_size=12),
+    attempts=st.integers(0, 3),
+    first=st.sampled_from(["hold", "hold", "hold", "refuse", "lost", "turn away"]),
+    early=st.sampled_from([None, None, None, "gone", "drain", "broke"]),
+    happenings=st.lists(st.sampled_from([*UPSTREAM, "gone", "drain", "broke", "turn away", "unsent"]), max_size=12),
+    last=st.sampled_from(["gone", "drain", "broke"]),
 )
 def test_promises_hold_in_every_order(
-    stream: bool, two: bool, first: str, leaves_early: bool, happenings: list[str]
+    stream: bool, attempts: int, first: str, early: str | None, happenings: list[str], last: str
 ) -> None:
-    call = make_call(chat_request(stream=stream), (deployment(), deployment(number=2)) if two else ())
+    deployments = tuple(deployment(number=number) for number in (1, 2, 3))
+    call = make_call(chat_request(stream=stream), deployments, attempts=attempts)
     said: list[Command] = []
 
     def do(name: str) -> None:
         HAPPENINGS[name](call)
         said.extend(call.take())
 
-    call.begin()
-    said.extend(call.take())
-    if leaves_early:
-        do("gone")
-    do(first)
-    for name in happenings:
+    if first != "turn away":
+        do("begin")
+    if early is not None:
+        do(early)
+    for name in (first, *happenings, last):
         do(name)
-    do("gone")
     if call.phase is Phase.COUNTING:
         do("counted")
     if call.phase is Phase.SETTLING:
         assert not any(isinstance(command, SendBody) and command.last for command in said), "last byte before settle"
         do("settled")
-    check(said, first)
     assert call.phase is Phase.ENDED
+    check(said, "lost" if early == "broke" and first != "turn away" else first)
+    told = sum(isinstance(command, SendError | SendBody) and is_last(command) for command in said)
+    assert told == 1 or (told == 0 and call.is_client_gone), "who is there is told how it ended, once"
+    for name in (*HAPPENINGS,):
+        if name not in ("begin", "counted"):
+            do(name)
+    check(said, "lost" if early == "broke" and first != "turn away" else first)
 
 
 def check(said: list[Command], first: str) -> None:
     kinds = [type(command) for command in said]
-    assert kinds[0] is PlaceHold
+    if first == "turn away":
+        assert PlaceHold not in kinds
+    else:
+        assert kinds[0] is PlaceHold
     ends = kinds.count(Settle) + kinds.count(Release)
-    assert ends == (0 if first == "refuse" else 1), "a hold ends exactly once"
+    assert ends == (0 if first in ("refuse", "turn away") else 1), "a hold ends exactly once"
     if first != "hold":
         assert Connect not in kinds, "no byte to a backend without a hold"
     assert kinds.count(SendHead) + kinds.count(SendError) <= 1

@@ -1,0 +1,1 @@
+"""More calls than the backends take, and backends that fail."""
