@@ -127,7 +127,11 @@ class Meter:
             return
         if self.dialect.sums_choices:
             # llama.cpp: one report per choice, in the chat form without saying of which.
-            self.final[choices[0].index if choices else len(self.final)] = reading
+            index = choices[0].index if choices else min(len(self.final), self.request.choices - 1)
+            if index in self.final:
+                # A choice has one report: the last one counts, as with the other engines.
+                self.flags.add("usage_twice")
+            self.final[index] = reading
             self.raw.append(usage)
         elif choices and self.dialect.continuous_stream_options:
             self._see_running(choices[0].index, reading)

@@ -204,6 +204,15 @@ def test_the_usage_that_we_make_has_the_name_that_the_model_is_sold_under() -> N
     assert b"internal" not in play.body
 
 
+def test_llamacpp_reports_twice_and_is_believed_once() -> None:
+    play = Play(chat_request(stream=True)).open()
+    play.say(
+        delta("x", finish="stop"), *(event(choices=[], usage=usage(31, tokens)) for tokens in (9, 10)), DONE
+    ).settle()
+    assert (play.charge.input_tokens, play.charge.output_tokens) == (31, 10)
+    assert play.charge.flags == ("usage_twice",)
+
+
 def test_llamacpp_prompt_lists_are_summed_by_prompt() -> None:
     request = CallRequest(
         endpoint=Endpoint.COMPLETIONS, model="m", body={"prompt": ["a", "b"]}, n=2, prompts=2,
