@@ -234,9 +234,7 @@ class Driver:
         self._is_broken = True
         _log.exception("call_broke", call_id=self.request_id)
         try:
-            self.call.broke(
-                TollgateError("Something went wrong on our side. Report the request id if it happens again.")
-            )
+            self.call.broke(TollgateError(_OUR_FAULT))
         except Exception:
             self._broke()
 
