@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg
@@ -16,11 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from billing.hot.store import HotStore
 from billing.journal.frames import Record
 from billing.journal.journal import Journal
-from billing.journal.settles import replay_into
+from billing.journal.settles import read_open, replay_into
 from billing.settlement import correct, recovered_calls
 from billing.store.ledger import booked_calls
+from billing.sweeper import end_all
 from gateway.catalog import CatalogCache
-from models.call import Charge
+from models.call import Charge, Checkpoint, Hold
 from models.errors import Conflict, NotFound, Unavailable
 
 CONFIRM_SECONDS = 1.0
@@ -39,6 +42,7 @@ class Recovery:
     hot: HotStore
     engine: AsyncEngine
     catalog: CatalogCache
+    now: Callable[[], datetime]
     _aside: set[UUID] = field(default_factory=set)
     """Recovered calls that could not be compared: they wait in their segments for a person, or the next process."""
 
@@ -73,6 +77,26 @@ class Recovery:
 
     async def _inherit(self) -> None:
         await self._replay(self.journal.replay(), "journal_replayed")
+        # After the replay: the charge of a call that had ended counts, not the last note of it.
+        for path, noted in self.journal.left_open().items():
+            await self._end_left(path, noted)
+
+    async def _end_left(self, path: Path, noted: Iterable[tuple[bytes, bytes]]) -> None:
+        """End the calls that a dead process had at a backend, each at the last that was noted of it."""
+        left: dict[UUID, tuple[Hold, Checkpoint]] = {}
+        for payloads in noted:
+            try:
+                hold, point = read_open(*payloads)
+            except ValueError as error:
+                _log.error("hold_unreadable", reason=str(error))
+            else:
+                left[hold.request.origin.call_id] = (hold, point)
+        booked = await self._booked(left.keys()) if left else frozenset()
+        open_calls = [one for call_id, one in left.items() if call_id not in booked]
+        ended = await end_all(self.hot, open_calls, self.now())
+        if ended:
+            _log.warning("calls_recovered", count=len(ended))
+        self.journal.drop_open(path)
 
     async def _mend(self) -> None:
         """Charges that were only in a Redis that is blank now are settled again; all others have ended already."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import structlog
 
+from billing.journal.open_calls import NOWHERE
 from gateway import telemetry
 from gateway.api.errors import render
 from gateway.api.ratelimits import rate_limit_headers
@@ -84,6 +85,7 @@ class Driver:
         "_waiting_bytes",
         "call",
         "request_id",
+        "slot",
     )
 
     def __init__(
@@ -123,6 +125,7 @@ class Driver:
         self._status = 0
         self._attempts = 0
         self._buckets: tuple[BucketState, ...] = ()
+        self.slot = NOWHERE
 
     def begin(self) -> None:
         """Let the call live. From here on its hold is settled or released, whatever happens."""
@@ -333,6 +336,7 @@ class Driver:
         connection.send(pool.address.request(command.endpoint, command.body), self)
         self._deadline = self._loop.time() + self._running.settings.first_byte_timeout_seconds
         self.call.upstream_sent()
+        self._running.note(self, is_sent=True)
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend answers."""
@@ -342,6 +346,9 @@ class Driver:
         elif status >= 400:
             self._place.refused()
         self.call.upstream_head(status, content_type)
+        if status != 200:
+            # The backend has not taken the call: nothing is owed for it.
+            self._running.note(self)
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's answer."""
