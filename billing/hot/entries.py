@@ -81,7 +81,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
 
 
 def encode_prompt_checkpoint(tokens: int, deployment: str) -> bytes:
-    """The checkpoint of a call that a backend was sent this moment, by an estimate of its prompt; each call makes one."""
+    """The checkpoint of a call that a backend was sent just now, by an estimate of its prompt; each call makes one."""
     return _encoder.encode(_Point((tokens, 0, 0, 0, 0), UsageSource.ESTIMATE, deployment, True))
 
 
