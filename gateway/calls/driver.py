@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import structlog
 
+from billing.failpoints import failpoint
 from billing.journal.open_calls import NOWHERE
 from gateway import telemetry
 from gateway.api.errors import render
@@ -254,6 +255,7 @@ class Driver:
     # Ledger ----------------------------------------------------------------------------------------------------------
 
     def _place_hold(self, command: PlaceHold) -> None:
+        failpoint("before_hold")
         self._is_waiting = True
         self._running.hot.start_hold(command.request, self._epoch, self._hold_answered)
 
@@ -261,6 +263,7 @@ class Driver:
         if isinstance(answer, TollgateError):
             self._go_on(self.call.hold_failed, answer)
             return
+        failpoint("after_hold")
         self._buckets = answer.buckets
         if isinstance(answer, RefusedHold):
             telemetry.CALLS.refused(answer.reason.value)
@@ -337,6 +340,7 @@ class Driver:
         self._deadline = self._loop.time() + self._running.settings.first_byte_timeout_seconds
         self.call.upstream_sent()
         self._running.note(self, is_sent=True)
+        failpoint("after_send")
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend answers."""

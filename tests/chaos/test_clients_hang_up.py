@@ -67,6 +67,7 @@ class Client:
     is_abrupt: bool
     tokens: int = 0
     is_whole: bool = False
+    is_refused: bool = False
 
     @classmethod
     def some(cls, dice: random.Random, number: int, *, longest_seconds: float, max_tokens: int) -> Client:
@@ -102,7 +103,9 @@ class Client:
         while piece := await reader.read(65_536):
             received += piece
             self.tokens = len(_WORDS.findall(received))
-            self.is_whole = b"data: [DONE]" in received or b'"finish_reason":"length"' in received
+            # A machine that is too busy turns calls away: such a one is over at once, and costs nothing.
+            self.is_refused = received.startswith(b"HTTP/1.1 503")
+            self.is_whole = b"data: [DONE]" in received or b'"finish_reason":"length"' in received or self.is_refused
             if self.is_whole and self.leaves is not Leaves.EARLY:
                 return
             if self.streamed and wanted is not None and self.tokens >= wanted:
@@ -171,6 +174,7 @@ async def test_engines_that_are_played(
             if (charge := charges.get(client.name)) is None:
                 assert client.tokens == 0
                 continue
+            assert not client.is_refused
             assert paid(charge) > 0
             if client.name in unread:
                 continue
@@ -280,6 +284,7 @@ async def test_llamacpp(
         if (charge := charges.get(client.name)) is None:
             assert client.tokens == 0
             continue
+        assert not client.is_refused
         assert paid(charge) > 0
         assert charge["output_tokens"] <= tap.generated.get(client.name, 0)
         assert client.tokens <= charge["output_tokens"] or not client.streamed
