@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore
 from billing.journal.frames import Record
 from billing.journal.journal import Journal
@@ -43,19 +44,28 @@ class Recovery:
     engine: AsyncEngine
     catalog: CatalogCache
     now: Callable[[], datetime]
+    running: Callable[[], Collection[UUID]]
+    """The calls that this process has now."""
     _aside: set[UUID] = field(default_factory=set)
     """Recovered calls that could not be compared: they wait in their segments for a person, or the next process."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis came back blank.
+        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis has lost something.
 
         What a sweeper had charged and a journal knows better is corrected before it is forgotten.
         """
         await self._until_done(self._inherit, stop)
         epochs = dict(self.catalog.epochs)
+        server = ""
         while not stop.is_set():
             with contextlib.suppress(*_WEATHER):
                 await self._confirm()
+                seen = await self.hot.server_id()
+                if server and seen != server:
+                    # Restarted, or another took over: what was acknowledged last may be lost, under the same epoch.
+                    await self._mend()
+                    await self._release_lost()
+                server = seen
             if self.catalog.epochs != epochs:
                 rebuilt = dict(self.catalog.epochs)
                 if epochs:
@@ -102,6 +112,17 @@ class Recovery:
         """Charges that were only in a Redis that is blank now are settled again; all others have ended already."""
         records = await asyncio.to_thread(lambda: list(self.journal.written()))
         await self._replay(records, "journal_mended")
+
+    async def _release_lost(self) -> None:
+        """Give back what is held again for calls of ours that have ended: Redis has lost their ends."""
+        for shard in range(SHARDS):
+            # The holds first: what is held for a call that begins meanwhile is not among them.
+            holds = await self.hot.own_holds(shard)
+            running = self.running()
+            for hold in holds:
+                if hold.request.origin.call_id not in running:
+                    # A charge that is still on its way counts all the same.
+                    await self.hot.void(hold, abandoned=True)
 
     async def _replay(self, records: Iterable[Record], event: str) -> None:
         replayed = await replay_into(self.hot, records, self._booked, self._recovered)

@@ -302,6 +302,14 @@ class HotStore:
                 unreadable.append(error)
         return found, unreadable
 
+    async def own_holds(self, shard: int) -> list[Hold]:
+        """The open holds of this instance in a shard."""
+        found: list[Hold] = []
+        for name in await self._execute("SMEMBERS", SHARD_KEYS[shard].open):
+            mine, _ = await self.abandoned(shard, UUID(name.decode()), (self._instance,))
+            found += (one.hold for one in mine)
+        return found
+
     async def forget(self, shard: int, instance: str, last_sign: str) -> bool:
         """Watch an instance no longer that died and holds nothing; False where it has shown a sign of life since."""
         keys = SHARD_KEYS[shard]
@@ -443,6 +451,11 @@ class HotStore:
     async def ping(self) -> None:
         """Raise `Unavailable` where Redis does not answer."""
         await self._execute("PING")
+
+    async def server_id(self) -> str:
+        """Names the process that answers: another one than before may lack the last that was acknowledged."""
+        lines = (await self._execute("INFO", "server")).decode().splitlines()
+        return str(next(line.removeprefix("run_id:") for line in lines if line.startswith("run_id:")))
 
     async def clock_ms(self) -> int:
         """Milliseconds since 1970 by the clock of Redis, to which the age of a hold is compared."""

@@ -100,6 +100,10 @@ class Running:
             sent = encode_prompt_checkpoint(tokens, call.deployment.backend.name)
             driver.slot = notes.enter(call.hold.encoded or encode_request(call.hold.request), sent)
 
+    def call_ids(self) -> frozenset[UUID]:
+        """The calls that have not ended."""
+        return frozenset(driver.call.hold_request.origin.call_id for driver in self.drivers)
+
     async def drain(self, seconds: float) -> None:
         """Wait for running calls to end, then end them; then wait for all charges to be taken."""
         await self._until(lambda: self._hurried or not self.drivers, seconds)
