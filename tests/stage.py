@@ -23,6 +23,8 @@ from gateway.worker import run_worker
 from models.money import parse_amount
 
 PEPPER = "a pepper of tests that is long enough to be one"
+ALWAYS = "2020-01-01T00:00:00Z"
+"""Since when prices are in force: also for a gateway whose clock goes back."""
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
 
 
@@ -126,7 +128,7 @@ class Stage:
         await self.operate("POST", "/models", json=body)
         for meter, price in PRICES.items():
             row = {"book": "default", "model": model, "meter": meter, "currency": "USD", "price_per_million": price}
-            await self.operate("POST", "/prices", json=row)
+            await self.operate("POST", "/prices", json=row | {"effective_from": ALWAYS})
 
     async def tenant(self, credit: str | None = "5", **key: Any) -> Tenant:
         """A prepaid USD organization with this much credit."""

@@ -14,6 +14,7 @@ from billing.store.engine import make_engine
 from gateway.catalog import CatalogCache
 from gateway.recovery import Recovery
 from models.ids import uuid7
+from tests.chaos.form import rows
 from tests.chaos.world import charged_once, crowd_of, world
 from tests.conftest import Database, RedisProcess
 from tests.integration.hot.nouns import NOW, Tenant, charge, open_shard, placed
@@ -30,13 +31,18 @@ def cut_tail(redis: RedisProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "lose",
-    [
-        pytest.param(RedisProcess.restore, id="restored from an old file"),
-        pytest.param(cut_tail, id="the end of its file is missing"),
-    ],
+    ("lose", "is_booked"),
+    rows(
+        [
+            pytest.param(RedisProcess.restore, True, id="an old file, all after it was booked"),
+            pytest.param(cut_tail, False, id="an end is missing, of which nothing was booked"),
+        ],
+        more=[
+            pytest.param(RedisProcess.restore, False, id="an old file, nothing after it was booked"),
+            pytest.param(cut_tail, True, id="an end is missing, of which all was booked"),
+        ],
+    ),
 )
-@pytest.mark.parametrize("is_booked", [True, False], ids=["all was booked", "nothing of it was booked"])
 async def test_what_redis_lost_is_charged_all_the_same(
     postgres: Database,
     redis_process: RedisProcess,
