@@ -68,7 +68,7 @@ class OpenCalls:
 
     def enter(self, hold: bytes, point: bytes) -> int:
         """Note a call and how far it has come; its slot, or `NOWHERE`."""
-        if not self._free or len(hold) > _MOST_HOLD or len(point) > _MOST_POINT:
+        if self._memory.closed or not self._free or len(hold) > _MOST_HOLD or len(point) > _MOST_POINT:
             return NOWHERE
         slot = self._free.pop()
         at = slot + _HOLD_AT
@@ -78,9 +78,9 @@ class OpenCalls:
 
     def note(self, slot: int, point: bytes) -> None:
         """Note how far the call of a slot has come; one that does not fit leaves the one before."""
-        if len(point) > _MOST_POINT:
-            return
         memory = self._memory
+        if memory.closed or len(point) > _MOST_POINT:
+            return
         which = 2 if memory[slot] == 1 else 1
         at = slot + _POINTS_AT + (which - 1) * POINT_BYTES
         memory[at : at + _LENGTH_BYTES + len(point)] = _framed(point)
@@ -88,11 +88,12 @@ class OpenCalls:
 
     def leave(self, slot: int) -> None:
         """The call of a slot has ended, and its end is durable."""
-        self._memory[slot] = _FREE
-        self._free.append(slot)
+        if not self._memory.closed:
+            self._memory[slot] = _FREE
+            self._free.append(slot)
 
     def close(self) -> None:
-        """Give the file back; it is deleted where all its calls have ended."""
+        """Give the file back; it is deleted where all its calls have ended. Those that end later stay noted."""
         self._memory.close()
         if len(self._free) == self._slots:
             with suppress(OSError):

@@ -69,5 +69,8 @@ def test_what_does_not_fit_is_not_noted(tmp_path: Path) -> None:
     calls.note(slot, bytes(POINT_BYTES))
     assert left(tmp_path) == [(b"hold", b"first")]
     calls.close()
-    # Its call has not ended: whoever comes next shall find it.
+    # Its call has not ended: whoever comes next shall find it, also where it ends while all is being closed.
+    calls.note(slot, b"second")
+    calls.leave(slot)
+    assert calls.enter(b"hold", b"first") == NOWHERE
     assert left(tmp_path) == [(b"hold", b"first")]
