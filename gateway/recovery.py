@@ -90,6 +90,18 @@ class Recovery:
         # After the replay: the charge of a call that had ended counts, not the last note of it.
         for path, noted in self.journal.left_open().items():
             await self._end_left(path, noted)
+        for instance_id in tuple(self.journal.dead):
+            await self._bury(instance_id)
+            self.journal.dead.discard(instance_id)
+
+    async def _bury(self, instance_id: UUID) -> None:
+        """End what a dead process still holds, mostly for calls that no backend was sent.
+
+        A sweeper would, in half a minute; who has the lock of the dead knows it now.
+        """
+        for shard in range(SHARDS):
+            found = await self.hot.holds_of(shard, str(instance_id))
+            await end_all(self.hot, [(one.hold, one.checkpoint) for one in found], self.now())
 
     async def _end_left(self, path: Path, noted: Iterable[tuple[bytes, bytes]]) -> None:
         """End the calls that a dead process had at a backend, each at the last that was noted of it."""
@@ -117,12 +129,12 @@ class Recovery:
         """Give back what is held again for calls of ours that have ended: Redis has lost their ends."""
         for shard in range(SHARDS):
             # The holds first: what is held for a call that begins meanwhile is not among them.
-            holds = await self.hot.own_holds(shard)
+            found = await self.hot.holds_of(shard, self.hot.instance)
             running = self.running()
-            for hold in holds:
-                if hold.request.origin.call_id not in running:
+            for one in found:
+                if one.hold.request.origin.call_id not in running:
                     # A charge that is still on its way counts all the same.
-                    await self.hot.void(hold, abandoned=True)
+                    await self.hot.void(one.hold, abandoned=True)
 
     async def _replay(self, records: Iterable[Record], event: str) -> None:
         replayed = await replay_into(self.hot, records, self._booked, self._recovered)

@@ -138,6 +138,11 @@ class HotStore:
         self._waiting: HotConnection | None = None
         self._wait_lock = asyncio.Lock()
 
+    @property
+    def instance(self) -> str:
+        """The name of this process; empty where it gave none."""
+        return self._instance
+
     # The life of a call ----------------------------------------------------------------------------------------------
 
     async def hold(self, request: HoldRequest, epoch: int) -> Hold | RefusedHold:
@@ -302,12 +307,12 @@ class HotStore:
                 unreadable.append(error)
         return found, unreadable
 
-    async def own_holds(self, shard: int) -> list[Hold]:
-        """The open holds of this instance in a shard."""
-        found: list[Hold] = []
+    async def holds_of(self, shard: int, instance: str) -> list[Abandoned]:
+        """The open holds of an instance in a shard, each with its checkpoint."""
+        found: list[Abandoned] = []
         for name in await self._execute("SMEMBERS", SHARD_KEYS[shard].open):
-            mine, _ = await self.abandoned(shard, UUID(name.decode()), (self._instance,))
-            found += (one.hold for one in mine)
+            some, _ = await self.abandoned(shard, UUID(name.decode()), (instance,))
+            found += some
         return found
 
     async def forget(self, shard: int, instance: str, last_sign: str) -> bool:

@@ -86,6 +86,8 @@ class Journal:
         self._inheriting: dict[Path, Claim] = dict.fromkeys(segment_paths(owned.home), owned)
         # Notes of calls that nobody has ended yet, of dead instances and of this one's own earlier life.
         self._left: dict[Path, _Left] = {}
+        self.dead: set[UUID] = set()
+        """Instances that `replay` found dead: their owner ends what they hold elsewhere, and takes them out."""
         self._take_left(owned)
         self.open_calls = self._note_calls(open_calls)
         self._is_closed = False
@@ -236,6 +238,7 @@ class Journal:
                 continue
             if owned is None:
                 continue
+            self.dead.add(instance_id)
             paths = segment_paths(owned.home)
             if not self._take_left(owned) and not paths:
                 owned.release()

@@ -16,19 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import httpx
 import pytest
 
-from billing.hot.connection import HotConnection
-from billing.hot.keys import shard_of
-from billing.hot.store import make_hot_store
 from models.money import parse_amount
 from tests.chaos.form import times
 from tests.conftest import Up
 from tests.generating import VLLM, Generating, Pace, generating_backend, prompt
-from tests.integration.sweeper.lives import silence, suspected_long_ago
 from tests.stage import eventually, listed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
@@ -119,34 +114,14 @@ async def kill_everything(up: Up, dice: random.Random) -> float:
     return began
 
 
-async def free(client: httpx.AsyncClient, facts: dict[str, Any], dead: set[str]) -> None:
-    """Wait until nothing is held; half a minute passes in no time for the gateways that are dead."""
-    shard = shard_of(UUID(facts["org_id"]))
-    raw, hot = await HotConnection.connect(facts["redis_url"]), await make_hot_store(facts["redis_url"])
-    try:
-        for instance in dead & (await hot.signs_of_life(shard)).keys():
-            await silence(raw, hot, shard, instance)
-        await hot.silence(shard, suspect_ms=30_000, dead_ms=600_000)
-        for instance in dead & (await hot.signs_of_life(shard)).keys():
-            await suspected_long_ago(raw, hot, shard, instance)
-    finally:
-        await raw.close()
-        await hot.close()
+async def free(client: httpx.AsyncClient) -> None:
+    """Wait until nothing is held."""
 
     async def is_free() -> bool:
         answer = await client.get("/v1/billing/balance")
         return answer.is_success and parse_amount(answer.json()["held"]["amount"], "USD") == 0
 
     await eventually(is_free)
-
-
-async def instances(facts: dict[str, Any]) -> set[str]:
-    """The gateways that Redis knows."""
-    hot = await make_hot_store(facts["redis_url"])
-    try:
-        return set(await hot.signs_of_life(shard_of(UUID(facts["org_id"]))))
-    finally:
-        await hot.close()
 
 
 @pytest.fixture
@@ -185,7 +160,6 @@ async def test_each_call_that_delivered_a_token_has_one_charge(up: Up, backend: 
                 return load.tokens >= enough
 
             await eventually(is_moment, 30)
-            dead = await instances(facts)
             killed = await kill_everything(up, dice)
             await asyncio.gather(*customers)
         await backend.idle()
@@ -195,7 +169,7 @@ async def test_each_call_that_delivered_a_token_has_one_charge(up: Up, backend: 
             base_url=facts["base_url"], headers=headers, trust_env=False, timeout=30
         ) as client:
             await charged(client, facts, load, killed, known)
-            await free(client, facts, dead)
+            await free(client)
             operator = {"authorization": f"Bearer {facts['operator_key']}"}
             report = (await client.get("/operator/v1/verify", headers=operator)).json()
             assert report["ok"], report

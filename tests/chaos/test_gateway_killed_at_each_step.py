@@ -9,18 +9,13 @@ import sys
 from asyncio.subprocess import PIPE
 from contextlib import suppress
 from pathlib import Path
-from uuid import UUID
 
 import httpx
 import pytest
 
-from billing.hot.connection import HotConnection
-from billing.hot.keys import shard_of
-from billing.hot.store import make_hot_store
 from gateway.embedded.redis import Redis
 from tests.beside import environment_beside
 from tests.conftest import Database, RedisProcess
-from tests.integration.sweeper.lives import silence, sweep
 from tests.scripted import DONE, Asked, end, open_stream, said, scripted_backend, send, usage
 from tests.stage import Stage, Tenant, eventually, raise_curtain
 
@@ -85,28 +80,13 @@ async def _listen(stage: Stage, port: int, tenant: Tenant) -> str:
     return listener.text
 
 
-async def bury(stage: Stage, redis_url: str, tenant: Tenant) -> None:
-    """Half a minute of silence for the gateway that left a hold, and a look of a sweeper after it."""
-    shard = shard_of(UUID(tenant.organization_id))
-    raw, hot = await HotConnection.connect(redis_url), await make_hot_store(redis_url)
-    try:
-        holds = await hot.open_holds(shard, UUID(tenant.organization_id))
-        for instance in {hold.instance for hold in holds}:
-            await silence(raw, hot, shard, instance)
-            await sweep(hot, shard)
-    finally:
-        await raw.close()
-        await hot.close()
-
-
-async def ended(stage: Stage, redis_url: str, tenant: Tenant, owed: Owed) -> None:
+async def ended(stage: Stage, tenant: Tenant, owed: Owed) -> None:
     """Wait until the call of a tenant has the end that is owed, and nothing else."""
 
     async def is_booked() -> bool:
         return len(await stage.listed(tenant)) >= (owed is not None)
 
     await eventually(is_booked)
-    await bury(stage, redis_url, tenant)
     await stage.verified(tenant)
     charges = await stage.listed(tenant)
     assert [(charge["ending"], charge["output_tokens"]) for charge in charges] == ([] if owed is None else [owed])
@@ -122,7 +102,7 @@ async def test_each_step(postgres: Database, redis: Redis, tmp_path: Path) -> No
         assert len(backend.asked) == sum(owed is not None for owed in STEPS.values())
     async with raise_curtain(postgres.app_url, redis.url, journal_dir=tmp_path) as stage:
         for failpoint, tenant in tenants.items():
-            await ended(stage, redis.url, tenant, STEPS[failpoint])
+            await ended(stage, tenant, STEPS[failpoint])
 
 
 async def test_the_journal_alone_has_the_charge(
@@ -142,4 +122,4 @@ async def test_the_journal_alone_has_the_charge(
         assert "[DONE]" not in heard["after_journal"]
         redis_process.restart()
     async with raise_curtain(postgres.app_url, redis_process.url, journal_dir=tmp_path) as stage:
-        await ended(stage, redis_process.url, tenant, ("finished", 2))
+        await ended(stage, tenant, ("finished", 2))
