@@ -45,8 +45,8 @@ check: $(STAMP) ## Look for faults without running: style, types, imports
 bench: $(STAMP) ## Measure speed; see benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)
 
-chaos: $(STAMP) ## Kill, stop, fill and replay only
-	$(BIN)/pytest -q tests/chaos $(ARGS)
+chaos: $(STAMP) ## Kill, stop, fill and replay in full numbers (half an hour); `make test` has them in short
+	TOLLGATE_CHAOS=full $(BIN)/pytest -q tests/chaos $(ARGS)
 
 lock: $(STAMP) ## Choose newer versions within pyproject.toml and write requirements.lock
 	@command -v uv >/dev/null || { echo "This needs uv: pip install uv" >&2; exit 1; }

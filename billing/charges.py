@@ -48,7 +48,8 @@ def charge(hold: Hold, measured: Measured, *, ending: Ending, deployment: str, e
         hold=hold.request.amount,
         price_version_ids=hold.request.rates.version_ids,
         created_at=origin.created_at,
-        ended_at=ended_at,
+        # A clock may be set back while a call runs; no call ends before it began.
+        ended_at=max(ended_at, origin.created_at),
         end_user=origin.end_user,
         reported=measured.reported,
         counted=measured.counted,

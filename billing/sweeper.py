@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from billing.charges import Measured, charge
-from billing.hot.store import Abandoned, HotStore
+from billing.hot.store import HotStore
 from models.call import Charge, Checkpoint, Hold, Void
 from models.usage import Ending, UsageSource
 
@@ -69,7 +69,8 @@ async def sweep_shard(
         found, errors = await hot.abandoned(shard, organization_id, silence.instances.keys())
         unreadable += map(str, errors)
         for at in range(0, len(found), _AT_ONCE):
-            for end in await _end_all(hot, found[at : at + _AT_ONCE], now):
+            some = [(one.hold, one.checkpoint) for one in found[at : at + _AT_ONCE]]
+            for end in await end_all(hot, some, now):
                 if isinstance(end, Charge):
                     recovered.append(end)
                 else:
@@ -108,11 +109,11 @@ def _measured(checkpoint: Checkpoint) -> Measured:
     return Measured(usage, UsageSource.CHECKPOINT, counted={**so_far, "exact": source is UsageSource.TIKTOKEN})
 
 
-async def _end_all(hot: HotStore, found: Sequence[Abandoned], now: datetime) -> list[Charge | Void]:
-    """End these calls; those that another had ended meanwhile are left out."""
-    ends = [end_of(one.hold, one.checkpoint, now) for one in found]
+async def end_all(hot: HotStore, found: Sequence[tuple[Hold, Checkpoint | None]], now: datetime) -> list[Charge | Void]:
+    """End these calls of dead gateways; those that another had ended meanwhile are left out."""
+    ends = [end_of(hold, checkpoint, now) for hold, checkpoint in found]
     results = await asyncio.gather(
-        *(_end(hot, one.hold, end) for one, end in zip(found, ends, strict=True)), return_exceptions=True
+        *(_end(hot, hold, end) for (hold, _), end in zip(found, ends, strict=True)), return_exceptions=True
     )
     for result in results:
         # All have been tried; the next look finds what is left.

@@ -99,7 +99,11 @@ class Tollgate:
         settings = self.settings
         clock = Clock(settings.clock)
         instance = uuid7(datetime.now(UTC))
-        journal = None if settings.journal_dir is None else open_journal(settings.journal_dir, instance)
+        journal = (
+            None
+            if settings.journal_dir is None
+            else open_journal(settings.journal_dir, instance, open_calls=2 * settings.max_running_calls)
+        )
         engine = make_engine(settings.database_url.get_secret_value(), application_name="tollgate-gateway")
         hot = await make_hot_store(
             settings.redis_url.get_secret_value(),
@@ -130,7 +134,7 @@ class Tollgate:
             asyncio.create_task(self._follow_catalog()),
         ]
         if journal is not None:
-            recovery = Recovery(journal, hot, engine, self.parts.catalog)
+            recovery = Recovery(journal, hot, engine, self.parts.catalog, clock.now, self.running.call_ids)
             self._tasks.append(asyncio.create_task(recovery.run(self._stop)))
         for task in self._tasks:
             task.add_done_callback(_tell_of_death)

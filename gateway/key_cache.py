@@ -25,7 +25,8 @@ STALE_SECONDS: Final = 600.0
 UNKNOWN_SECONDS: Final = 10.0
 """How long an unknown key stays unknown. A key cannot be presented before it was made, so this delays nobody."""
 OUTAGE_PAUSE_SECONDS: Final = 1.0
-LOOKUP_TIMEOUT_SECONDS: Final = 1.5
+LOOKUP_TIMEOUT_SECONDS: Final = 1.0
+"""Half of the time in which a call is refused at the latest: on a busy machine the rest takes its time, too."""
 KNOWN_LIMIT: Final = 100_000
 UNKNOWN_LIMIT: Final = 50_000
 WAITING_LIMIT: Final = 4_096

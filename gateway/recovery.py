@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg
@@ -13,14 +15,16 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore
 from billing.journal.frames import Record
 from billing.journal.journal import Journal
-from billing.journal.settles import replay_into
+from billing.journal.settles import read_open, replay_into
 from billing.settlement import correct, recovered_calls
 from billing.store.ledger import booked_calls
+from billing.sweeper import end_all
 from gateway.catalog import CatalogCache
-from models.call import Charge
+from models.call import Charge, Checkpoint, Hold
 from models.errors import Conflict, NotFound, Unavailable
 
 CONFIRM_SECONDS = 1.0
@@ -39,19 +43,29 @@ class Recovery:
     hot: HotStore
     engine: AsyncEngine
     catalog: CatalogCache
+    now: Callable[[], datetime]
+    running: Callable[[], Collection[UUID]]
+    """The calls that this process has now."""
     _aside: set[UUID] = field(default_factory=set)
     """Recovered calls that could not be compared: they wait in their segments for a person, or the next process."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis came back blank.
+        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis has lost something.
 
         What a sweeper had charged and a journal knows better is corrected before it is forgotten.
         """
         await self._until_done(self._inherit, stop)
         epochs = dict(self.catalog.epochs)
+        server = ""
         while not stop.is_set():
             with contextlib.suppress(*_WEATHER):
                 await self._confirm()
+                seen = await self.hot.server_id()
+                if server and seen != server:
+                    # Restarted, or another took over: what was acknowledged last may be lost, under the same epoch.
+                    await self._mend()
+                    await self._release_lost()
+                server = seen
             if self.catalog.epochs != epochs:
                 rebuilt = dict(self.catalog.epochs)
                 if epochs:
@@ -73,11 +87,54 @@ class Recovery:
 
     async def _inherit(self) -> None:
         await self._replay(self.journal.replay(), "journal_replayed")
+        # After the replay: the charge of a call that had ended counts, not the last note of it.
+        for path, noted in self.journal.left_open().items():
+            await self._end_left(path, noted)
+        for instance_id in tuple(self.journal.dead):
+            await self._bury(instance_id)
+            self.journal.dead.discard(instance_id)
+
+    async def _bury(self, instance_id: UUID) -> None:
+        """End what a dead process still holds, mostly for calls that no backend was sent.
+
+        A sweeper would, in half a minute; who has the lock of the dead knows it now.
+        """
+        for shard in range(SHARDS):
+            found = await self.hot.holds_of(shard, str(instance_id))
+            await end_all(self.hot, [(one.hold, one.checkpoint) for one in found], self.now())
+
+    async def _end_left(self, path: Path, noted: Iterable[tuple[bytes, bytes]]) -> None:
+        """End the calls that a dead process had at a backend, each at the last that was noted of it."""
+        left: dict[UUID, tuple[Hold, Checkpoint]] = {}
+        for payloads in noted:
+            try:
+                hold, point = read_open(*payloads)
+            except ValueError as error:
+                _log.error("hold_unreadable", reason=str(error))
+            else:
+                left[hold.request.origin.call_id] = (hold, point)
+        booked = await self._booked(left.keys()) if left else frozenset()
+        open_calls = [one for call_id, one in left.items() if call_id not in booked]
+        ended = await end_all(self.hot, open_calls, self.now())
+        if ended:
+            _log.warning("calls_recovered", count=len(ended))
+        self.journal.drop_open(path)
 
     async def _mend(self) -> None:
         """Charges that were only in a Redis that is blank now are settled again; all others have ended already."""
         records = await asyncio.to_thread(lambda: list(self.journal.written()))
         await self._replay(records, "journal_mended")
+
+    async def _release_lost(self) -> None:
+        """Give back what is held again for calls of ours that have ended: Redis has lost their ends."""
+        for shard in range(SHARDS):
+            # The holds first: what is held for a call that begins meanwhile is not among them.
+            found = await self.hot.holds_of(shard, self.hot.instance)
+            running = self.running()
+            for one in found:
+                if one.hold.request.origin.call_id not in running:
+                    # A charge that is still on its way counts all the same.
+                    await self.hot.void(one.hold, abandoned=True)
 
     async def _replay(self, records: Iterable[Record], event: str) -> None:
         replayed = await replay_into(self.hot, records, self._booked, self._recovered)

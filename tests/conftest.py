@@ -44,7 +44,7 @@ class RedisProcess:
     """A Redis of one test, which may kill, stop and restart it on the same port and files."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._port = free_port()
         self._server = self._start()
         self.url = self._server.url
@@ -70,8 +70,17 @@ class RedisProcess:
     def restart(self, *, blank: bool = False) -> None:
         """Start it again after `kill`, with its files or without (`blank`)."""
         if blank:
-            shutil.rmtree(self._directory)
+            shutil.rmtree(self.directory)
         self._server = self._start()
+
+    def keep(self) -> None:
+        """Copy its files as they are now, while it runs."""
+        shutil.copytree(self.directory, self.directory.with_suffix(".kept"), ignore=shutil.ignore_patterns("*.sock"))
+
+    def restore(self) -> None:
+        """After `kill`, put the files of `keep` in the place of its own."""
+        shutil.rmtree(self.directory)
+        self.directory.with_suffix(".kept").rename(self.directory)
 
     def close(self) -> None:
         """End it, whatever state it is in."""
@@ -79,8 +88,8 @@ class RedisProcess:
         self._server.child.stop(seconds=5)
 
     def _start(self) -> embedded_redis.Redis:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        return embedded_redis.start(self._directory, PASSWORD, log=self._directory.with_suffix(".log"), port=self._port)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return embedded_redis.start(self.directory, PASSWORD, log=self.directory.with_suffix(".log"), port=self._port)
 
 
 class Up:

@@ -23,6 +23,8 @@ from gateway.worker import run_worker
 from models.money import parse_amount
 
 PEPPER = "a pepper of tests that is long enough to be one"
+ALWAYS = "2020-01-01T00:00:00Z"
+"""Since when prices are in force: also for a gateway whose clock goes back."""
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
 
 
@@ -36,6 +38,20 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 1
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(f"not so within {seconds} s: {condition}")
         await asyncio.sleep(0.02)
+
+
+async def listed(client: httpx.AsyncClient, base_url: str, admin_headers: dict[str, str]) -> list[dict[str, Any]]:
+    """All charges of an organization that are in Postgres now, page by page."""
+    found: list[dict[str, Any]] = []
+    params = {"limit": "100"}
+    while True:
+        answer = await client.get(f"{base_url}/v1/billing/charges", headers=admin_headers, params=params)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        found += page["data"]
+        if not page["has_more"]:
+            return found
+        params["after"] = page["last_id"]
 
 
 @dataclass(slots=True)
@@ -101,15 +117,18 @@ class Stage:
         assert answer.status_code in (expect, 201 if expect == 200 else expect), (answer.status_code, answer.text)
         return answer.json()
 
-    async def backend(self, url: str, *, kind: str = "llamacpp", model: str = "tiny", known_as: str = "tiny") -> None:
-        """Sell `model`, served by a backend of this kind at `url`."""
+    async def backend(
+        self, url: str, *, kind: str = "llamacpp", model: str = "tiny", known_as: str = "tiny", **more: Any
+    ) -> None:
+        """Sell `model`, served by a backend of this kind at `url`; `more` is said of the model."""
         name = f"{kind}-{model}".replace("/", "-")
         await self.operate("POST", "/backends", json={"name": name, "kind": kind, "url": url})
         deployment = {"backend": name, "backend_model": known_as, "weight": 1}
-        await self.operate("POST", "/models", json={"id": model, "context_length": 4096, "deployments": [deployment]})
+        body = {"id": model, "context_length": 4096, "deployments": [deployment], **more}
+        await self.operate("POST", "/models", json=body)
         for meter, price in PRICES.items():
-            body = {"book": "default", "model": model, "meter": meter, "currency": "USD", "price_per_million": price}
-            await self.operate("POST", "/prices", json=body)
+            row = {"book": "default", "model": model, "meter": meter, "currency": "USD", "price_per_million": price}
+            await self.operate("POST", "/prices", json=row | {"effective_from": ALWAYS})
 
     async def tenant(self, credit: str | None = "5", **key: Any) -> Tenant:
         """A prepaid USD organization with this much credit."""
@@ -133,22 +152,16 @@ class Stage:
         """All charges of a tenant, once there are `count` of them in Postgres."""
 
         async def booked() -> list[dict[str, Any]] | None:
-            found: list[dict[str, Any]] = []
-            after: str | None = None
-            while True:
-                params = {"limit": "100"} if after is None else {"limit": "100", "after": after}
-                url = f"{self.base_url}/v1/billing/charges"
-                answer = await self.client.get(url, headers=tenant.admin_headers, params=params)
-                assert answer.status_code == 200, answer.text
-                page = answer.json()
-                found += page["data"]
-                if not page["has_more"]:
-                    return found if len(found) >= count else None
-                after = page["last_id"]
+            found = await self.listed(tenant)
+            return found if len(found) >= count else None
 
         charges: list[dict[str, Any]] = await eventually(booked)
         assert len(charges) == count
         return charges
+
+    async def listed(self, tenant: Tenant) -> list[dict[str, Any]]:
+        """All charges of a tenant that are in Postgres now."""
+        return await listed(self.client, self.base_url, tenant.admin_headers)
 
     def chat_options(self, tenant: Tenant, words: str, *, stream: bool) -> dict[str, Any]:
         """How httpx asks the model `m`: a chat of five tokens at most."""

@@ -80,6 +80,11 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     return _encoder.encode(_Point(tokens, checkpoint.source, checkpoint.deployment, checkpoint.accepted))
 
 
+def encode_prompt_checkpoint(tokens: int, deployment: str) -> bytes:
+    """The checkpoint of a call that a backend was sent just now, by an estimate of its prompt; each call makes one."""
+    return _encoder.encode(_Point((tokens, 0, 0, 0, 0), UsageSource.ESTIMATE, deployment, True))
+
+
 def decode_checkpoint(origin: CallOrigin, payload: bytes) -> Checkpoint:
     """The checkpoint in `payload` of the call `origin`; raises `ValueError` with the reason where it is none."""
     try:

@@ -14,6 +14,11 @@ local suspect_ms, dead_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = now_ms()
 local before = string.format('(%.0f', now - suspect_ms)
 local silent = redis.call('ZRANGEBYSCORE', instances_key, '-inf', before, 'WITHSCORES')
+-- A sign from the future was written before the clock was turned back; who lives will write another one.
+local ahead = string.format('(%.0f', now + suspect_ms)
+for _, one in ipairs(redis.call('ZRANGEBYSCORE', instances_key, ahead, '+inf', 'WITHSCORES')) do
+  silent[#silent + 1] = one
+end
 if #silent == 0 then return {} end
 
 local dead = {}

@@ -138,6 +138,11 @@ class HotStore:
         self._waiting: HotConnection | None = None
         self._wait_lock = asyncio.Lock()
 
+    @property
+    def instance(self) -> str:
+        """The name of this process; empty where it gave none."""
+        return self._instance
+
     # The life of a call ----------------------------------------------------------------------------------------------
 
     async def hold(self, request: HoldRequest, epoch: int) -> Hold | RefusedHold:
@@ -302,6 +307,14 @@ class HotStore:
                 unreadable.append(error)
         return found, unreadable
 
+    async def holds_of(self, shard: int, instance: str) -> list[Abandoned]:
+        """The open holds of an instance in a shard, each with its checkpoint."""
+        found: list[Abandoned] = []
+        for name in await self._execute("SMEMBERS", SHARD_KEYS[shard].open):
+            some, _ = await self.abandoned(shard, UUID(name.decode()), (instance,))
+            found += some
+        return found
+
     async def forget(self, shard: int, instance: str, last_sign: str) -> bool:
         """Watch an instance no longer that died and holds nothing; False where it has shown a sign of life since."""
         keys = SHARD_KEYS[shard]
@@ -443,6 +456,11 @@ class HotStore:
     async def ping(self) -> None:
         """Raise `Unavailable` where Redis does not answer."""
         await self._execute("PING")
+
+    async def server_id(self) -> str:
+        """Names the process that answers: another one than before may lack the last that was acknowledged."""
+        lines = (await self._execute("INFO", "server")).decode().splitlines()
+        return str(next(line.removeprefix("run_id:") for line in lines if line.startswith("run_id:")))
 
     async def clock_ms(self) -> int:
         """Milliseconds since 1970 by the clock of Redis, to which the age of a hold is compared."""

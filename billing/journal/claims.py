@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from billing.journal.open_calls import open_call_paths
 from billing.journal.segments import segment_paths
 
 
@@ -23,8 +24,8 @@ class Claim:
     _descriptor: int
 
     def release(self) -> None:
-        """Let go, and tidy up where no segment is left."""
-        if not segment_paths(self.home):
+        """Let go, and tidy up where nothing is left."""
+        if not segment_paths(self.home) and not open_call_paths(self.home):
             # In this order, under the lock: who waits for it looks whether the file is still there.
             with suppress(OSError):
                 self.home.rmdir()

@@ -15,10 +15,13 @@ import structlog
 
 from billing.journal.claims import Claim, claim, instances
 from billing.journal.frames import FRAME_BYTES, HEADER_BYTES, Record
+from billing.journal.open_calls import OpenCalls, open_call_paths, read_open_calls
 from billing.journal.segments import DAMAGED_SUFFIX, Contents, read_segment, segment_paths, sync_directory
 from billing.journal.writer import JournalUnavailable, Outcome, Sealed, Then, Writer
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
+OPEN_CALLS: Final = 2_048
+"""Calls noted at a time: twice as many as a process runs at backends unless told otherwise, since some still end."""
 
 _log = structlog.get_logger("tollgate.journal")
 
@@ -31,7 +34,17 @@ class _Kept:
     is_suspect: bool = False
 
 
-def open_journal(directory: Path, instance_id: UUID, *, segment_bytes: int = SEGMENT_BYTES) -> Journal:
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What a dead process had noted of the calls it had at a backend: hold and point of each."""
+
+    owned: Claim
+    calls: list[tuple[bytes, bytes]]
+
+
+def open_journal(
+    directory: Path, instance_id: UUID, *, segment_bytes: int = SEGMENT_BYTES, open_calls: int = OPEN_CALLS
+) -> Journal:
     """The journal of this process, in a directory that all gateways of this machine share; call it in the event loop.
 
     Take a fresh UUIDv7 as `instance_id` for each process: what an earlier one left is found by `replay` whatever its
@@ -52,7 +65,7 @@ def open_journal(directory: Path, instance_id: UUID, *, segment_bytes: int = SEG
             raise
     except OSError as error:
         raise JournalUnavailable(f"the journal cannot be opened: {error}") from error
-    return Journal(directory, owned, segment_bytes)
+    return Journal(directory, owned, segment_bytes, open_calls)
 
 
 class Journal:
@@ -62,7 +75,7 @@ class Journal:
     seconds, `forget` those of `unconfirmed` that Postgres has. `close` last, when every call has ended.
     """
 
-    def __init__(self, directory: Path, owned: Claim, segment_bytes: int) -> None:
+    def __init__(self, directory: Path, owned: Claim, segment_bytes: int, open_calls: int) -> None:
         self._directory = directory
         self._owned = owned
         self._largest_bytes = segment_bytes - HEADER_BYTES - FRAME_BYTES
@@ -71,6 +84,12 @@ class Journal:
         self._kept: dict[Path, _Kept] = {}
         self._claims: dict[UUID, Claim] = {owned.instance_id: owned}
         self._inheriting: dict[Path, Claim] = dict.fromkeys(segment_paths(owned.home), owned)
+        # Notes of calls that nobody has ended yet, of dead instances and of this one's own earlier life.
+        self._left: dict[Path, _Left] = {}
+        self.dead: set[UUID] = set()
+        """Instances that `replay` found dead: their owner ends what they hold elsewhere, and takes them out."""
+        self._take_left(owned)
+        self.open_calls = self._note_calls(open_calls)
         self._is_closed = False
         self._logged: str | None = None
         number = max((int(path.stem) for path in self._inheriting), default=0)
@@ -130,6 +149,8 @@ class Journal:
         await asyncio.to_thread(self._writer.stop)
         # The thread's last report is on its way through the loop, before this.
         await asyncio.sleep(0)
+        if self.open_calls is not None:
+            self.open_calls.close()
         for owned in self._claims.values():
             owned.release()
         self._claims.clear()
@@ -183,8 +204,30 @@ class Journal:
             self._drop(path)
         return len(done)
 
+    def left_open(self) -> dict[Path, list[tuple[bytes, bytes]]]:
+        """Hold and point of the calls that dead instances had at a backend, by file; after `replay`, which finds them.
+
+        Once these calls have ended, `drop_open` their file.
+        """
+        return {path: left.calls for path, left in self._left.items()}
+
+    def drop_open(self, path: Path) -> None:
+        """All calls of a file of `left_open` have ended."""
+        owned = self._left.pop(path).owned
+        with suppress(OSError):
+            path.unlink()
+        self._release_empty(owned)
+
+    def _note_calls(self, slots: int) -> OpenCalls | None:
+        try:
+            return OpenCalls.create(self._owned.home, slots)
+        except OSError as error:
+            # Checkpoints in Redis are there all the same.
+            _log.error("open_calls_not_noted", reason=str(error))
+            return None
+
     def _adopt(self) -> None:
-        """Take the segments of instances whose process is dead."""
+        """Take what instances left whose process is dead."""
         for instance_id in instances(self._directory):
             if instance_id in self._claims:
                 continue
@@ -195,12 +238,30 @@ class Journal:
                 continue
             if owned is None:
                 continue
+            self.dead.add(instance_id)
             paths = segment_paths(owned.home)
-            if not paths:
+            if not self._take_left(owned) and not paths:
                 owned.release()
                 continue
             self._claims[instance_id] = owned
             self._inheriting.update(dict.fromkeys(paths, owned))
+
+    def _take_left(self, owned: Claim) -> bool:
+        """Read the notes of open calls that a process has left; whether there are any."""
+        for path in open_call_paths(owned.home):
+            try:
+                calls = list(read_open_calls(path))
+                if not calls:
+                    path.unlink()
+                    continue
+            except OSError as error:
+                _log.error("journal_not_readable", name=f"{path.parent.name}/{path.name}", reason=str(error))
+            else:
+                self._left[path] = _Left(owned, calls)
+        return self._has_left(owned)
+
+    def _has_left(self, owned: Claim) -> bool:
+        return any(left.owned is owned for left in self._left.values())
 
     def _read(self, path: Path, instance_id: UUID) -> Contents | None:
         name = f"{path.parent.name}/{path.name}"
@@ -230,7 +291,11 @@ class Journal:
         except OSError as error:
             # It is replayed after the next start, and settles nothing twice.
             _log.warning("journal_not_deleted", name=path.name, reason=str(error))
-        if owned is None or owned is self._owned or owned in self._inheriting.values():
+        if owned is not None:
+            self._release_empty(owned)
+
+    def _release_empty(self, owned: Claim) -> None:
+        if owned is self._owned or owned in self._inheriting.values() or self._has_left(owned):
             return
         del self._claims[owned.instance_id]
         owned.release()

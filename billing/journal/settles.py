@@ -12,10 +12,10 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from billing.hot.entries import decode_charge, encode_charge, encode_request
+from billing.hot.entries import decode_charge, decode_checkpoint, encode_charge, encode_request
 from billing.hot.store import HotStore
 from billing.journal.frames import Record
-from models.call import Charge, Hold, HoldRequest
+from models.call import Charge, Checkpoint, Hold, HoldRequest
 
 SETTLE: Final = 1
 """The kind of these records."""
@@ -24,6 +24,7 @@ _CHUNK: Final = 500
 """Calls asked for, and settled, at a time."""
 
 _settles: Final = msgspec.json.Decoder(tuple[HoldRequest, Charge])
+_requests: Final = msgspec.json.Decoder(HoldRequest)
 _log = structlog.get_logger("tollgate.journal")
 
 
@@ -78,6 +79,15 @@ def read_settle(record: Record) -> tuple[Hold, Charge]:
     if not 0 <= charge.amount <= request.amount:
         raise ValueError("a charge outside its hold")
     return Hold(request), charge
+
+
+def read_open(hold: bytes, point: bytes) -> tuple[Hold, Checkpoint]:
+    """What was noted of a call at a backend; raises `ValueError` with the reason where it is not that."""
+    try:
+        request = _requests.decode(hold)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a hold: {error}") from error
+    return Hold(request), decode_checkpoint(request.origin, point)
 
 
 async def replay_into(

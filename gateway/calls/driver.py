@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import structlog
 
+from billing.failpoints import failpoint
+from billing.journal.open_calls import NOWHERE
 from gateway import telemetry
 from gateway.api.errors import render
 from gateway.api.ratelimits import rate_limit_headers
@@ -87,6 +89,7 @@ class Driver:
         "_waiting_bytes",
         "call",
         "request_id",
+        "slot",
     )
 
     def __init__(
@@ -127,6 +130,7 @@ class Driver:
         self._status = 0
         self._attempts = 0
         self._buckets: tuple[BucketState, ...] = ()
+        self.slot = NOWHERE
 
     def begin(self) -> None:
         """Let the call live. From here on its hold is settled or released, whatever happens."""
@@ -275,6 +279,7 @@ class Driver:
     # Ledger ----------------------------------------------------------------------------------------------------------
 
     def _place_hold(self, command: PlaceHold) -> None:
+        failpoint("before_hold")
         self._is_waiting = True
         self._running.hot.start_hold(command.request, self._epoch, self._hold_answered)
 
@@ -282,6 +287,7 @@ class Driver:
         if isinstance(answer, TollgateError):
             self._go_on(self.call.hold_failed, answer)
             return
+        failpoint("after_hold")
         self._buckets = answer.buckets
         if isinstance(answer, RefusedHold):
             telemetry.CALLS.refused(answer.reason.value)
@@ -359,6 +365,8 @@ class Driver:
         connection.send(pool.address.request(command.endpoint, command.body), self)
         self._deadline = self._loop.time() + self._running.settings.first_byte_timeout_seconds
         self.call.upstream_sent()
+        self._running.note(self, is_sent=True)
+        failpoint("after_send")
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend answers."""
@@ -368,6 +376,9 @@ class Driver:
         elif status >= 400:
             self._place.refused()
         self.call.upstream_head(status, content_type)
+        if status != 200:
+            # The backend has not taken the call: nothing is owed for it.
+            self._running.note(self)
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's answer."""

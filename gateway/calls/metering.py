@@ -239,15 +239,19 @@ class Meter:
             reasoning=sum(reading.reasoning for reading in by_choice.values()),
         )
 
+    @property
+    def prompt_estimate(self) -> int:
+        """Tokens of the prompt by its size alone: a token of English is four bytes."""
+        bound = self.request.input_bound
+        return 0 if bound is None else bound // BYTES_PER_TOKEN
+
     def progress(self, input_bound: int, output_bound: int) -> tuple[TokenUsage, UsageSource]:
         """What has been used so far, cheaply: by the backend's word, else estimated, never above what was delivered."""
         if self.knows_progress:
             reading, source = self.total(), UsageSource.BACKEND_PARTIAL
         else:
-            # A chunk of a stream is at least one token; a token of English is four bytes.
-            bound = self.request.input_bound
-            prompt = 0 if bound is None else bound // BYTES_PER_TOKEN
-            reading, source = Reading(prompt=prompt, completion=self.chunks), UsageSource.ESTIMATE
+            # A chunk of a stream is at least one token.
+            reading, source = Reading(self.prompt_estimate, self.chunks), UsageSource.ESTIMATE
         return _bounded(reading, input_bound, output_bound), source
 
     def wants_own_count(self, billed: BilledCount) -> bool:

@@ -11,8 +11,10 @@ from uuid import UUID
 
 import structlog
 
+from billing.hot.entries import encode_checkpoint, encode_prompt_checkpoint, encode_request
 from billing.hot.store import HotStore
 from billing.journal.journal import Journal
+from billing.journal.open_calls import NOWHERE
 from billing.tokens import Tokenizers
 from gateway.calls.capacity import Capacity
 from gateway.calls.machine import Call
@@ -34,6 +36,8 @@ class RunningCall(Protocol):
     """What a process does to its calls from outside."""
 
     call: Call
+    slot: int
+    """Where the call is noted while it is at a backend; `NOWHERE` where it is not."""
 
     def check_time(self, now: float) -> None:
         """End what has taken too long; `now` is the event loop's time."""
@@ -58,12 +62,13 @@ class Running:
     _hurried: bool = False
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """Look for calls past one of their time limits, four times a second."""
+        """Look for calls past one of their time limits, and note how far all have come, four times a second."""
         loop = asyncio.get_running_loop()
         while not stop.is_set():
             now = loop.time()
             for driver in tuple(self.drivers):
                 driver.check_time(now)
+                self.note(driver)
             expected = loop.time() + SWEEP_SECONDS
             await asyncio.sleep(SWEEP_SECONDS)
             self.capacity.lag.woke(expected, loop.time())
@@ -80,6 +85,24 @@ class Running:
                 # This loop is the process's sign of life: were it to end, the sweeper would take all calls for dead.
                 _log.exception("checkpoint_failed")
             await asyncio.sleep(CHECKPOINT_SECONDS)
+
+    def note(self, driver: RunningCall, *, is_sent: bool = False) -> None:
+        """Have what a call owes known to whoever finds this process dead, from when it `is_sent` to a backend."""
+        notes, call = None if self.journal is None else self.journal.open_calls, driver.call
+        if notes is None:
+            return
+        if driver.slot != NOWHERE:
+            if (point := call.checkpoint()) is not None:
+                notes.note(driver.slot, encode_checkpoint(point))
+        elif is_sent and call.hold is not None:
+            # Half the price of a checkpoint: nothing is known yet but the size of the prompt.
+            tokens = min(call.meter.prompt_estimate, call.hold_request.input_bound)
+            sent = encode_prompt_checkpoint(tokens, call.deployment.backend.name)
+            driver.slot = notes.enter(call.hold.encoded or encode_request(call.hold.request), sent)
+
+    def call_ids(self) -> frozenset[UUID]:
+        """The calls that have not ended."""
+        return frozenset(driver.call.hold_request.origin.call_id for driver in self.drivers)
 
     async def drain(self, seconds: float) -> None:
         """Wait for running calls to end, then end them; then wait for all charges to be taken."""
@@ -101,7 +124,10 @@ class Running:
                     await self._changed.wait()
 
     def ended(self, driver: RunningCall) -> None:
-        """A call has ended."""
+        """A call has ended, durably."""
+        if driver.slot != NOWHERE and self.journal is not None and self.journal.open_calls is not None:
+            self.journal.open_calls.leave(driver.slot)
+            driver.slot = NOWHERE
         self.drivers.discard(driver)
         self._changed.set()
 

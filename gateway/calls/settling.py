@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from billing.failpoints import failpoint
 from billing.hot.entries import encode_charge
 from billing.journal.settles import settle_record
 from gateway.calls.running import Running
@@ -66,10 +67,12 @@ class Settling:
         if self._is_journaled is None:
             self.late_at = float("inf")
             self._is_journaled = error is None
+            failpoint("after_journal")
             self._look()
 
     def _answered(self, answer: int | Unavailable) -> None:
         self._is_heard = not isinstance(answer, Unavailable)
+        failpoint("after_settle")
         self._look()
 
     def _look(self) -> None:

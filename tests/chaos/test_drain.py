@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from gateway.embedded.children import Child
-from gateway.embedded.ports import free_port
 from gateway.embedded.redis import Redis
+from tests.beside import Gateway, gateway_beside, is_ready
 from tests.conftest import Database
 from tests.scripted import DONE, Asked, Script, end, open_stream, said, scripted_backend, send, usage
-from tests.stage import PEPPER, Listener, Stage, Tenant, all_hear, eventually, raise_curtain
+from tests.stage import Listener, Stage, Tenant, all_hear, eventually, raise_curtain
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -53,54 +49,6 @@ def slow(deploy: asyncio.Event) -> Script:
         await end(writer)
 
     return script
-
-
-class Gateway:
-    """A real `tollgate serve`."""
-
-    def __init__(self, child: Child, base_url: str) -> None:
-        self.child = child
-        self.base_url = base_url
-
-    async def ended(self, seconds: float) -> int:
-        """Its exit code, once it has ended."""
-
-        async def is_over() -> bool:
-            return self.child.exit_code() is not None
-
-        await eventually(is_over, seconds)
-        code = self.child.exit_code()
-        assert code is not None
-        return code
-
-
-@contextmanager
-def gateway_beside(stage: Stage, directory: Path, *, drain_seconds: float) -> Iterator[Gateway]:
-    """A second gateway over the stores of a stage, in a process of its own."""
-    settings, port = stage.settings, free_port()
-    environment = os.environ | {
-        "TOLLGATE_DATABASE_URL": settings.database_url.get_secret_value(),
-        "TOLLGATE_REDIS_URL": settings.redis_url.get_secret_value(),
-        "TOLLGATE_KEY_PEPPER": PEPPER,
-        "TOLLGATE_PORT": str(port),
-        "TOLLGATE_INTERNAL_PORT": "0",
-        "TOLLGATE_JOURNAL_DIR": str(directory / "journal"),
-        "TOLLGATE_DRAIN_SECONDS": str(drain_seconds),
-    }
-    program = [sys.executable, "-m", "gateway.cli", "serve"]
-    child = Child("tollgate serve", program, log=directory / "serve.log", environment=environment)
-    try:
-        yield Gateway(child, f"http://127.0.0.1:{port}")
-    finally:
-        child.stop(seconds=10)
-
-
-async def is_ready(client: httpx.AsyncClient) -> bool:
-    """Whether the gateway of this client says so."""
-    try:
-        return (await client.get("/readyz")).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 async def begin_streams(stage: Stage, gateway: Gateway, tenant: Tenant, count: int, words: str) -> list[Listener]:

@@ -15,12 +15,13 @@ from billing.hot.store import make_hot_store
 from billing.store.engine import make_engine
 from billing.verify import verify
 from models.errors import Unavailable
+from tests.chaos.form import times
 from tests.conftest import Database, RedisProcess
 from tests.integration.book.shop import Shop, Tenant, until
 
 pytestmark = pytest.mark.anyio
 
-_KILLS = 20
+_KILLS = times(short=3, full=20)
 _WORKER = """
 import asyncio, signal
 from gateway.settings import Settings
@@ -77,7 +78,7 @@ async def test_no_charge_is_lost_or_doubled(
     async with asyncio.TaskGroup() as tasks:
         for tenant in tenants:
             tasks.create_task(_serve(shop, tenant, settled, stop))
-        for _ in range(_KILLS if failpoint == "after_commit" else 3):
+        for _ in range(_KILLS):
             worker = await _start(postgres, redis_process.url, failpoint)
             async with asyncio.timeout(60):
                 assert await worker.wait() == -signal.SIGKILL

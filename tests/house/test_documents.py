@@ -52,6 +52,17 @@ def test_command_shows_an_example(name: str) -> None:
     assert f"tollgate {name}" in " ".join(text.split()), "the help of a command shows it in use"
 
 
+@pytest.mark.parametrize("page", ["promises.md", "failures.md"])
+def test_named_tests_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/.]+?)(?:::(\w+?)(_?\.\.\.)?)?`", text)
+    assert named
+    for path, function, _ in named:
+        assert (ROOT / path).exists(), path
+        if function:
+            assert f"def {function}" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{function}"
+
+
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_setting_is_documented(name: str) -> None:
     assert f"`TOLLGATE_{name.upper()}`" in documents()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from billing.tokens import Tokenizers
+from gateway import telemetry
 from gateway.calls.capacity import Capacity, Place
 from gateway.calls.driver import Driver
 from gateway.calls.metering import Meter
@@ -86,9 +87,16 @@ class FakeHot:
         self.held.pop(hold.request.origin.call_id, None)
 
 
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of a call is written: they would end up between the dots."""
+    monkeypatch.setattr(telemetry, "_call_lines", False)
+
+
 class FakeJournal:
     def __init__(self) -> None:
         self.waiting: list[Callable[[Unavailable | None], None]] = []
+        self.open_calls = None
 
     def start(self, record: Any, then: Callable[[Unavailable | None], None], *, in_flight: int = 0) -> None:
         self.waiting.append(then)

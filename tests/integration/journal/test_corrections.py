@@ -88,7 +88,9 @@ class Scene:
 
     async def recover(self, journal: Journal) -> Recovery:
         """What a gateway does at its start, and one look of its later life."""
-        recovery = Recovery(journal, self.shop.hot, self.shop.engine, CatalogCache(self.shop.engine, 60))
+        recovery = Recovery(
+            journal, self.shop.hot, self.shop.engine, CatalogCache(self.shop.engine, 60), now, frozenset
+        )
         await recovery._inherit()
         await recovery._confirm()
         return recovery
@@ -210,7 +212,7 @@ async def test_a_living_gateway_corrects_by_itself(opened: Opening, scene: Scene
     truth = finished(hold, TokenUsage(100, 500))
     await journaled(opened, (hold, truth))
     journal, stop = opened(), asyncio.Event()
-    recovery = Recovery(journal, scene.shop.hot, scene.shop.engine, CatalogCache(scene.shop.engine, 60))
+    recovery = Recovery(journal, scene.shop.hot, scene.shop.engine, CatalogCache(scene.shop.engine, 60), now, frozenset)
     running = asyncio.create_task(recovery.run(stop))
 
     async def inherited() -> bool:
