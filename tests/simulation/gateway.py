@@ -22,7 +22,7 @@ from tests.simulation.disk import Disk
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-CATALOG_SECONDS = 2.0
+CATALOG_SECONDS = 4.0
 
 
 class Gateway:

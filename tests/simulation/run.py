@@ -28,7 +28,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.redis import Redis
 from tests.simulation.world import World
 
-RUN_CALLS: Final = 2_500
+RUN_CALLS: Final = 5_000
 """Calls of one run: enough for all to happen, few enough that one that fails is replayed in seconds."""
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a file system, not a file of a known name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
-from billing.hot.store import HotStore
+from billing.hot.store import START, HotStore
 from billing.projection import project_all
 from billing.rebuild import ensure_epoch
 from billing.settlement import book_shard, expire_grants
@@ -38,6 +38,7 @@ class Worker:
         self._engine = cast("Any", world.book)
         self._hot = HotStore("", cast("Any", world.line(self)))
         self._epochs: dict[int, int] = {}
+        self._positions: dict[int, str] = {}
         self.sleeps_until = 0.0
 
     async def go_on(self) -> None:
@@ -62,7 +63,7 @@ class Worker:
             except WEATHER:
                 await asyncio.sleep(0.2)
             except WorkerKilled:
-                self._epochs = {}
+                self._epochs, self._positions = {}, {}
                 await asyncio.sleep(1)
             await asyncio.sleep(pause())
 
@@ -74,10 +75,13 @@ class Worker:
         for shard in self._world.shards:
             if await self._hot.epoch(shard) != known[shard]:
                 await ensure_epoch(self._engine, self._hot, shard)
-                self._epochs = {}
+                self._epochs, self._positions = {}, {}
                 return
         for shard in self._world.shards:
+            if not await self._hot.read(shard, self._positions.get(shard, START), 1):
+                continue
             booked = await book_shard(self._engine, self._hot, shard, BATCH)
+            self._positions[shard] = booked.position or self._positions.get(shard, START)
             if booked.dead:
                 self._world.fail(AssertionError(f"{booked.dead} charges were set aside"))
 

@@ -35,7 +35,10 @@ WORKERS: Final = 2
 REST_SECONDS: Final = 75.0
 """A gateway is silent for 35 seconds before it is swept, looked at every 5; all is booked a minute after that."""
 
-_CALLS_A_SECOND: Final = (15, 30, 60)
+REPLAY_SECONDS: Final = 30.0
+"""What a new process finds in the journals of the last one is booked and corrected within this time."""
+
+_CALLS_A_SECOND: Final = (40, 80, 160)
 _LONGEST_END_SECONDS: Final = 300.0
 _ROWS: Final = text("select call_id, organization_id, corrects, amount, hold, ending, price_version_ids from charge")
 _EXPIRED: Final = text(
@@ -75,7 +78,7 @@ class World:
         self.weather = CALM
         self.auditor = Auditor(lambda: self.clock.us, self.fail)
         self.shards = tuple(self.random.sample(range(SHARDS), self.random.choice((1, 1, 2))))
-        self.linger_seconds = self.random.choice((1.0, 2.0, 2.0, 4.0))
+        self.linger_seconds = self.random.choice((2.0, 4.0, 8.0))
         self._failed = asyncio.get_running_loop().create_future()
 
     def line(self, program: Program) -> Line:
@@ -142,7 +145,7 @@ class World:
             self.auditor.check_booked(rows)
             self._check_nothing_is_held()
             await self._restart()
-            await asyncio.sleep(REST_SECONDS)
+            await asyncio.sleep(REPLAY_SECONDS)
             await self._check()
         finally:
             for task in working:
