@@ -20,7 +20,10 @@ STALE_PRICE_US: Final = 60_000_000
 SILENCE_US: Final = 30_000_000
 """Silence of a gateway before which nobody may take it for dead."""
 
-_KEPT_EVENTS: Final = 400
+SWEEP_US: Final = 90_000_000
+"""How long a worker that falls asleep in a sweep may take for it."""
+
+_KEPT_EVENTS: Final = 4_000
 
 
 class Violation(AssertionError):
@@ -139,6 +142,7 @@ class Auditor:
         """A number that follows from all events and their times: two runs of a seed have the same."""
         self._settled: set[str] = set()
         self._signs: dict[tuple[str, str], int] = {}
+        self._silent: dict[tuple[str, str], int] = {}
 
     def broken(self, sentence: str, story: Story | None = None) -> Violation:
         # Said aloud too, because the program may catch what is raised in the middle of it.
@@ -289,7 +293,7 @@ class Auditor:
         if reply[0] != b"placed" or call in money.held:
             return
         story.sign = (instances, instance)
-        self._signs[story.sign] = self._now_us()
+        self._alive(story.sign)
         money.held[call] = amount
         self.note(story, "is placed in Redis", amount)
         if money.free < 0:
@@ -321,18 +325,29 @@ class Auditor:
             self._swept(story)
 
     def _swept(self, story: Story) -> None:
-        sign_us = self._signs.get(story.sign)
-        if sign_us is not None and self._now_us() - sign_us < SILENCE_US:
+        now_us, never_us = self._now_us(), -SWEEP_US
+        is_silent = now_us - self._signs.get(story.sign, never_us) >= SILENCE_US
+        # A sweep takes its time: the gateway may have come back since it was looked for.
+        was_silent = now_us - self._silent.get(story.sign, never_us) < SWEEP_US
+        if not (is_silent or was_silent):
             raise self.broken("a sweeper ends a call whose gateway has just shown a sign of life", story)
 
     def _checkpoint_ran(self, sign: tuple[str, str], points: Sequence[tuple[Story, int | None]]) -> None:
-        self._signs[sign] = self._now_us()
+        self._alive(sign)
         for story, cost in points:
-            if str(story.call_id) in self.money[story.owner].held:
+            is_held = str(story.call_id) in self.money[story.owner].held
+            if is_held:
                 story.kept = cost
-                if cost is not None:
-                    story.ever_kept.add(cost)
-                self.note(story, "is kept by a checkpoint", cost)
+            if cost is not None and (is_held or story.redis_forgot):
+                # A Redis that was put back has holds of which only it knows.
+                story.ever_kept.add(cost)
+            self.note(story, "is kept by a checkpoint", cost)
+
+    def _alive(self, sign: tuple[str, str]) -> None:
+        now_us = self._now_us()
+        if now_us - self._signs.get(sign, now_us) >= SILENCE_US:
+            self._silent[sign] = now_us
+        self._signs[sign] = now_us
 
     def redis_forgets(self, sentence: str, lost: Mapping[UUID, int]) -> None:
         """Redis lost what it knew, and with it settles of these amounts that may be in no book.

@@ -1,5 +1,5 @@
 -- Put before every script of the hot store: its time, its stream ids and its expiries follow the simulated clock,
--- which comes as one more argument behind the script's own.
+-- which comes as one more argument behind the script's own; nothing in it follows from chance.
 
 local simulated_us = table.remove(ARGV)
 local real = redis
@@ -35,7 +35,10 @@ local redis = {
       expire(key, tonumber(seconds))
       return real.call('SET', key, value)
     end
-    return real.call(command, ...)
+    local reply = real.call(command, ...)
+    -- A set has the order of its server's own seed.
+    if command == 'SMEMBERS' then table.sort(reply) end
+    return reply
   end,
   pcall = function(command, ...)
     if command == 'XADD' then return add(real.pcall, ...) end
