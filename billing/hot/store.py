@@ -420,6 +420,11 @@ class HotStore:
 
     # The server ------------------------------------------------------------------------------------------------------
 
+    @property
+    def openings(self) -> int:
+        """How often the connection was opened: after one more, Redis may have lost what it acknowledged before."""
+        return self._connection.openings
+
     async def ping(self) -> None:
         """Raise `Unavailable` where Redis does not answer."""
         await self._execute("PING")

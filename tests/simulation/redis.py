@@ -227,6 +227,11 @@ class Line:
         # A hash has the order of its server's own seed.
         return sorted(reply) if arguments[0] == "HVALS" else reply
 
+    @property
+    def openings(self) -> int:
+        """How often the program had to connect: to each server once."""
+        return self._redis.generation
+
     async def close(self) -> None:
         """Nothing is left open."""
 
