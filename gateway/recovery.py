@@ -39,6 +39,8 @@ class Recovery:
     hot: HotStore
     engine: AsyncEngine
     catalog: CatalogCache
+    running: Callable[[], Collection[UUID]] = tuple
+    """The calls that run in this process."""
     _aside: set[UUID] = field(default_factory=set)
     """Recovered calls that could not be compared: they wait in their segments for a person, or the next process."""
 
@@ -84,6 +86,19 @@ class Recovery:
         await self._inherit()
         records = await asyncio.to_thread(lambda: list(self.journal.written()))
         await self._replay(records, "journal_mended")
+        await self._end_left_holds()
+
+    async def _end_left_holds(self) -> None:
+        """Holds of calls that have ended here came back with a Redis that forgot their end: no sweeper would see them.
+
+        Looked for first and compared then, so that no call is taken for ended that has just begun. As abandoned: the
+        settle of one that is still on its way must count.
+        """
+        holds = await self.hot.own_holds()
+        running = frozenset(self.running())
+        for hold in holds:
+            if hold.request.origin.call_id not in running:
+                await self.hot.void(hold, abandoned=True)
 
     async def _replay(self, records: Iterable[Record], event: str) -> None:
         replayed = await replay_into(self.hot, records, self._booked, self._recovered)

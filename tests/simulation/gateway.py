@@ -45,7 +45,7 @@ class Gateway:
         self.catalog = CatalogCache(engine, CATALOG_SECONDS, monotonic=asyncio.get_running_loop().time)
         parts = cast("Any", None)
         self.running = Running(parts, self.hot, parts, parts, self.journal)
-        self._recovery = Recovery(self.journal, self.hot, engine, self.catalog)
+        self._recovery = Recovery(self.journal, self.hot, engine, self.catalog, self.running.call_ids)
         for work in (
             self._look_at_catalog(),
             self._recovery.run(self._stop),

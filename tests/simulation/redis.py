@@ -224,8 +224,8 @@ class Line:
         if arguments == ("TIME",):
             return [b"%d" % part for part in divmod(self._redis.clock.unix_us(self._redis.clock_ahead_us), 1_000_000)]
         reply = await self._ask(lambda: self._redis.send(None, *arguments), timeout_ms, False)
-        # A hash has the order of its server's own seed.
-        return sorted(reply) if arguments[0] == "HVALS" else reply
+        # Hashes and sets have the order of their server's own seed.
+        return sorted(reply) if arguments[0] in ("HVALS", "SMEMBERS") else reply
 
     @property
     def openings(self) -> int:

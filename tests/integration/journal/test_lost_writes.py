@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from billing.hot.store import START, HotStore
+from billing.hot.store import START, HotStore, make_hot_store
 from billing.journal.settles import settle_record
 from billing.rebuild import ensure_epoch
 from billing.settlement import book_shard
@@ -27,6 +27,14 @@ __all__ = ["engine", "hot", "shop"]
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
 PAID = 10_000_000_000
+
+
+@pytest.fixture
+async def gateway(redis: Redis) -> AsyncIterator[HotStore]:
+    """The store of a gateway that has a name."""
+    store = await make_hot_store(redis.url, instance="one")
+    yield store
+    await store.close()
 
 
 @asynccontextmanager
@@ -63,6 +71,30 @@ async def test_a_call_whose_settle_a_restarted_redis_has_lost(opened: Opening, s
         shop.hot._connection.drop("the server was restarted")
         await until(lambda: _waits(shop.hot, tenant))
         await book(shop, tenant, charge)
+
+
+async def test_a_hold_whose_void_a_restarted_redis_has_lost(
+    opened: Opening, shop: Shop, gateway: HotStore, redis: Redis
+) -> None:
+    tenant = await shop.tenant(paid=PAID)
+    calls = Shop(shop.engine, gateway)
+    calls.rates = shop.rates
+    ended, running = await calls.hold(tenant), await calls.hold(tenant)
+    recovery = Recovery(opened(), gateway, shop.engine, CatalogCache(shop.engine, 60))
+    recovery.running = lambda: [running.request.origin.call_id]
+
+    async def left() -> bool:
+        with suppress(Unavailable):
+            holds = await gateway.open_holds(tenant.shard, tenant.organization_id)
+            return [hold.hold for hold in holds] == [running]
+        return False
+
+    async with recovering(recovery):
+        # The call has ended: its void was acknowledged, and is gone.
+        gateway._connection.drop("the server was restarted")
+        await until(left)
+    # Were its settle still on its way, it would count.
+    assert await gateway.settle(ended, shop.charge(ended))
 
 
 async def test_an_inherited_call_that_a_blank_redis_has_lost(opened: Opening, shop: Shop, redis: Redis) -> None:
