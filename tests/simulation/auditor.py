@@ -321,7 +321,9 @@ class Auditor:
         story = self.calls[call]
         self.money[story.owner].held.pop(call, None)
         self.note(story, "is voided in Redis", values[3])
-        if values[3] == "abandoned":
+        # A gateway does the same with a hold that a forgetful Redis shows again after the call has ended.
+        is_own = story.redis_forgot and (story.amount is not None or story.is_released)
+        if values[3] == "abandoned" and not is_own:
             self._swept(story)
 
     def _swept(self, story: Story) -> None:
