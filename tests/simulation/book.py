@@ -56,6 +56,7 @@ class Book:
 
     def __init__(self, url: str, clock: SimulatedClock) -> None:
         self._engine = make_engine(url, pool_size=2, application_name="simulation")
+        self._clock = clock
         self._entry = asyncio.Lock()
         self._current: _Turn | None = None
         self.is_away = False
@@ -71,7 +72,8 @@ class Book:
 
     async def dispose(self) -> None:
         """Close the connections."""
-        await self._engine.dispose()
+        with self._clock.outside():
+            await self._engine.dispose()
 
     def _is_busy(self) -> bool:
         return self._current is not None and self._current.waits == 0
@@ -101,14 +103,14 @@ class Databases:
         self._role = role
         self._password = password
 
-    @asynccontextmanager
-    async def fresh(self, name: str) -> AsyncIterator[str]:
-        """The URL of a new database, as the program's own role."""
+    async def make(self, name: str) -> str:
+        """A new database; its URL for the program's own role."""
         await self._do(f'create database "{name}" owner "{self._owner}" template "{self._template}"')
-        try:
-            yield self._server.url(name, self._role, self._password)
-        finally:
-            await self._do(f'drop database "{name}" with (force)')
+        return self._server.url(name, self._role, self._password)
+
+    async def drop(self, name: str) -> None:
+        """Take it away, with whoever is in it."""
+        await self._do(f'drop database "{name}" with (force)')
 
     async def _do(self, statement: str) -> None:
         connection = await asyncpg.connect(self._server.url("postgres"))

@@ -76,18 +76,18 @@ def simulate(seed: int, calls: int, servers: Servers) -> Outcome:
 async def _simulate(seed: int, calls: int, servers: Servers, clock: SimulatedClock) -> Outcome:
     home = Path(tempfile.mkdtemp(prefix="tg-sim-", dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None))
     try:
+        name = f"run_{seed}_{calls}"
         with clock.outside():
-            entered = servers.databases.fresh(f"run_{seed}_{calls}")
-            url = await entered.__aenter__()
+            url = await servers.databases.make(name)
         book = Book(url, clock)
         try:
             async with book.begin() as connection:
                 await ensure_partitions(connection, START)
             return await _told(World(seed, calls, clock, book, home), servers)
         finally:
+            await book.dispose()
             with clock.outside():
-                await book.dispose()
-                await entered.__aexit__(None, None, None)
+                await servers.databases.drop(name)
     finally:
         shutil.rmtree(home)
 
