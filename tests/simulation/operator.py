@@ -130,7 +130,7 @@ class Operator:
             shard=shard,
             currency=CURRENCY,
             price_book=BOOK,
-            organization_limits=Limits(max_in_flight=random.choice((None, 5, 20))),
+            organization_limits=Limits(max_in_flight=random.choice((None, None, 10))),
             key_limits=random.choice((Limits(), Limits(), Limits(600, 200_000))),
         )
         async with self._engine.begin() as connection:

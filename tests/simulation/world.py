@@ -76,6 +76,7 @@ class World:
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
         self.weather = CALM
+        self._calm = asyncio.Event()
         self.auditor = Auditor(lambda: self.clock.us, self.fail)
         self.shards = tuple(self.random.sample(range(SHARDS), self.random.choice((1, 1, 2))))
         self.linger_seconds = self.random.choice((2.0, 4.0, 8.0))
@@ -183,15 +184,17 @@ class World:
             task.add_done_callback(self._ended)
         await self._arrive()
         self.weather = CALM
+        self._calm.set()
         # What has begun comes to its end: nobody is left half killed.
         await asyncio.gather(*events)
 
     async def _again(self, disaster: Callable[[World], Awaitable[None]], seconds: float) -> None:
-        while True:
-            await asyncio.sleep(self.random.expovariate(1 / seconds))
-            if self.weather is CALM:
-                return
-            await disaster(self)
+        while not self._calm.is_set():
+            try:
+                async with asyncio.timeout(self.random.expovariate(1 / seconds)):
+                    await self._calm.wait()
+            except TimeoutError:
+                await disaster(self)
 
     async def _arrive(self) -> None:
         random = self.random
