@@ -146,7 +146,7 @@ class Operator:
             await open_accounts(connection, organization_id, CURRENCY)
         world.auditor.limited(organization_id, limit)
         self.principals.append(principal)
-        await self._grant(organization_id, random.choice((2_000_000, 20_000_000, 10**10)))
+        await self._grant(organization_id, random.choice((3_000_000, 10**9, 10**10, 10**10)))
 
     # While calls run -------------------------------------------------------------------------------------------------
 
