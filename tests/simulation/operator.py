@@ -131,7 +131,7 @@ class Operator:
             currency=CURRENCY,
             price_book=BOOK,
             organization_limits=Limits(max_in_flight=random.choice((None, None, 10))),
-            key_limits=random.choice((Limits(), Limits(), Limits(600, 200_000))),
+            key_limits=random.choice((Limits(), Limits(), Limits(3_000, 5_000_000))),
         )
         async with self._engine.begin() as connection:
             await connection.execute(
