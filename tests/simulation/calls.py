@@ -24,7 +24,7 @@ from gateway.calls.commands import (
 )
 from gateway.calls.machine import Call, Phase
 from gateway.calls.metering import OwnCount
-from models.call import Hold, RefusedHold
+from models.call import Hold, HoldRefusal, RefusedHold
 from models.errors import BackendFailed, BackendTimedOut, TollgateError, Unavailable
 from tests.simulation import tally
 from tests.simulation.auditor import Story
@@ -216,6 +216,8 @@ class SimulatedCall:
         self.call.hold_answered(answered)
         if isinstance(answered, RefusedHold) and self.call.phase is Phase.ENDED:
             self._auditor.refused(self.story, answered.reason.value)
+            if answered.reason is HoldRefusal.NO_EPOCH:
+                self._gateway.world.send_customers_away()
 
     async def _settle(self, command: Settle) -> None:
         hold, charge, running = command.hold, command.charge, self._gateway.running

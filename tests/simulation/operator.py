@@ -130,7 +130,7 @@ class Operator:
             shard=shard,
             currency=CURRENCY,
             price_book=BOOK,
-            organization_limits=Limits(max_in_flight=random.choice((None, None, 10))),
+            organization_limits=Limits(max_in_flight=random.choice((None, None, 30))),
             key_limits=random.choice((Limits(), Limits(), Limits(3_000, 5_000_000))),
         )
         async with self._engine.begin() as connection:

@@ -72,6 +72,7 @@ class World:
     operator: Operator = field(init=False)
     _failed: asyncio.Future[None] = field(init=False)
     _processes: int = 0
+    _back_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
@@ -97,6 +98,10 @@ class World:
             self.faults[Fault.WORKER_KILLED] += 1
             self.auditor.note(None, "worker is killed", name)
             raise WorkerKilled
+
+    def send_customers_away(self) -> None:
+        """They were told 503 and to try again: nobody calls for a second."""
+        self._back_at = asyncio.get_running_loop().time() + 1
 
     def saw_client_leave(self) -> None:
         """Counted."""
@@ -200,7 +205,8 @@ class World:
         random = self.random
         rate = random.choice(_CALLS_A_SECOND)
         while self.started < self.calls:
-            await asyncio.sleep(random.expovariate(rate / 8))
+            away = max(0.0, self._back_at - asyncio.get_running_loop().time())
+            await asyncio.sleep(away + random.expovariate(rate / 8))
             ready = [gateway for gateway in self.gateways if gateway.takes_calls]
             for _ in range(min(random.randrange(1, 16), self.calls - self.started)):
                 if ready and random.choice(ready).take(
