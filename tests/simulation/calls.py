@@ -210,6 +210,7 @@ class SimulatedCall:
         except TollgateError as error:
             self._auditor.note(self.story, "hold fails", error.message)
             self.call.hold_failed(error)
+            self._gateway.world.send_customers_away()
             return
         if isinstance(answered, Hold):
             self._auditor.held(self.story)
