@@ -14,8 +14,9 @@ from models.catalog import BackendKind, Meter, Model
 from tests.simulation.backends import Fact
 from tests.simulation.tally import TEMPLATE_TOKENS, OwnCount, Sold, Tally, Terms, prices_of
 
-STALE_PRICE_US: Final = 60_000_000
-"""How long after its end a price may still be pinned by a gateway that has not heard of its successor."""
+STALE_PRICE_US: Final = 150_000_000
+"""How long after its end a price may still be pinned by a gateway that has not heard of its successor: it was frozen,
+and Postgres away after that."""
 
 SILENCE_US: Final = 30_000_000
 """Silence of a gateway before which nobody may take it for dead."""
@@ -312,9 +313,11 @@ class Auditor:
             # Without a hold it was not foreseen; a recovered one may be corrected, and give money back.
             money.slack += amount
         if call not in self._settled:
-            # A second time it can only be where Redis lost its memory: booking leaves it out and gives the money back.
             self._settled.add(call)
             money.spent += amount
+        elif not story.redis_forgot:
+            # Booking would leave it out and give the money back, but until then the customer is short of it.
+            raise self.broken("a call is settled twice in Redis", story)
 
     def _void_ran(self, values: Sequence[Argument]) -> None:
         call = str(values[0])

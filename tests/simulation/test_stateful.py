@@ -83,7 +83,8 @@ class Life:
     is_open: bool = True
     kept: int | None = None
     charge: Charge | None = None
-    is_journaled: bool = False
+    is_settled: bool = False
+    """Redis has its end, and remembers it."""
     owed: set[int | None] = field(default_factory=lambda: {None})
 
     def cost(self, tokens: int) -> int:
@@ -155,8 +156,8 @@ class Money(RuleBasedStateMachine):
             )
             await open_accounts(connection, self.owner, "USD")
         await self._sell()
-        await self._rebuild()
         await self._grant(20_000)
+        await self._rebuild()
 
     # The operator ----------------------------------------------------------------------------------------------------
 
@@ -280,7 +281,9 @@ class Money(RuleBasedStateMachine):
     @rule(life=lives)
     def settle_again(self, life: Life) -> None:
         if life.charge is not None:
-            self.do(self.hot.settle(life.hold, life.charge))
+            is_first = self.do(self.hot.settle(life.hold, life.charge))
+            assert is_first is not life.is_settled, "settled twice, or not at all"
+            life.is_settled = True
             self.ended(life)
 
     @rule(life=lives)
@@ -288,6 +291,7 @@ class Money(RuleBasedStateMachine):
         if self.is_running(life) and life.charge is None:
             self.do(self.hot.void(life.hold))
             self.ended(life)
+            # Its gateway has done with it.
             life.instance = -1
 
     def is_running(self, life: Life) -> bool:
@@ -324,7 +328,7 @@ class Money(RuleBasedStateMachine):
                 assert charge.amount == life.kept
                 # The journal has the last word, where it has one.
                 life.owed = life.owed if life.charge is not None else {charge.amount}
-                life.is_open = False
+                life.is_open, life.is_settled = False, True
                 self.slack += life.hold.request.amount
             for void in swept.voided:
                 life = by_call[void.hold.request.origin.call_id]
@@ -342,6 +346,8 @@ class Money(RuleBasedStateMachine):
             await correct(self.engine, self.worker, charge)
         for life in self.calls:
             if life.charge is not None and life.charge.call_id in replayed.settled:
+                assert not life.is_settled, "a replay settles what has ended"
+                life.is_settled = True
                 self.ended(life)
 
     async def _booked(self, calls: Collection[UUID]) -> frozenset[UUID]:
@@ -369,7 +375,7 @@ class Money(RuleBasedStateMachine):
                 # Its hold is not carried over: it may end late, or, should its gateway die, without a charge.
                 life.kept = None
             self.slack += life.hold.request.amount
-            life.is_open = False
+            life.is_open = life.is_settled = False
 
     @precondition(lambda self: self.is_blank)
     @rule()
