@@ -143,6 +143,7 @@ class Auditor:
         """A number that follows from all events and their times: two runs of a seed have the same."""
         self._settled: set[str] = set()
         self._signs: dict[tuple[str, str], int] = {}
+        self._has_forgotten = False
         self._silent: dict[tuple[str, str], int] = {}
 
     def broken(self, sentence: str, story: Story | None = None) -> Violation:
@@ -324,8 +325,8 @@ class Auditor:
         story = self.calls[call]
         self.money[story.owner].held.pop(call, None)
         self.note(story, "is voided in Redis", values[3])
-        # A gateway does the same with a hold that a forgetful Redis shows again after the call has ended.
-        is_own = story.redis_forgot and (story.amount is not None or story.is_released)
+        # A gateway does the same, when Redis has forgotten, with holds of calls that have ended in it.
+        is_own = self._has_forgotten and (story.amount is not None or story.is_released)
         if values[3] == "abandoned" and not is_own:
             self._swept(story)
 
@@ -360,6 +361,7 @@ class Auditor:
         Running calls have no hold now: they end late, beyond the limit of their organization at worst.
         """
         self.note(None, sentence, sum(lost.values()))
+        self._has_forgotten = True
         self._signs.clear()
         for owner, money in self.money.items():
             money.slack += sum(money.held.values()) + lost.get(owner, 0)
