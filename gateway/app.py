@@ -130,7 +130,7 @@ class Tollgate:
             asyncio.create_task(self._follow_catalog()),
         ]
         if journal is not None:
-            recovery = Recovery(journal, hot, engine, self.parts.catalog)
+            recovery = Recovery(journal, hot, engine, self.parts.catalog, self.running.call_ids)
             self._tasks.append(asyncio.create_task(recovery.run(self._stop)))
         for task in self._tasks:
             task.add_done_callback(_tell_of_death)

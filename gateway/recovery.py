@@ -1,4 +1,4 @@
-"""What a gateway does about its journal beside the calls: replay, correct, confirm and forget, mend a blank Redis."""
+"""What a gateway does about its journal beside the calls: replay, correct, confirm, forget, mend a forgetful Redis."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class Recovery:
     hot: HotStore
     engine: AsyncEngine
     catalog: CatalogCache
+    running: Callable[[], Collection[UUID]] = tuple
+    """The calls that run in this process."""
     _aside: set[UUID] = field(default_factory=set)
     """Recovered calls that could not be compared: they wait in their segments for a person, or the next process."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis came back blank.
+        """Replay the journals of dead processes, then confirm and forget; replay all when Redis may have forgotten.
 
         What a sweeper had charged and a journal knows better is corrected before it is forgotten.
         """
+        known = self._redis()
         await self._until_done(self._inherit, stop)
-        epochs = dict(self.catalog.epochs)
         while not stop.is_set():
             with contextlib.suppress(*_WEATHER):
                 await self._confirm()
-            if self.catalog.epochs != epochs:
-                rebuilt = dict(self.catalog.epochs)
-                if epochs:
-                    await self._until_done(self._mend, stop)
-                epochs = rebuilt
+            if (seen := self._redis()) != known:
+                await self._until_done(self._mend, stop)
+                known = seen
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONFIRM_SECONDS):
                     await stop.wait()
@@ -74,10 +74,31 @@ class Recovery:
     async def _inherit(self) -> None:
         await self._replay(self.journal.replay(), "journal_replayed")
 
+    def _redis(self) -> tuple[dict[int, int], int]:
+        """What changes with a Redis that has forgotten: the epochs where it was blank, and our connection in any case.
+
+        A server that lost a second to a power cut, or a replica that took over, shows the same epochs as before.
+        """
+        return dict(self.catalog.epochs), self.hot.openings
+
     async def _mend(self) -> None:
-        """Charges that were only in a Redis that is blank now are settled again; all others have ended already."""
+        """Charges that were only in a Redis that forgot them are settled again; all others have ended already."""
+        await self._inherit()
         records = await asyncio.to_thread(lambda: list(self.journal.written()))
         await self._replay(records, "journal_mended")
+        await self._end_left_holds()
+
+    async def _end_left_holds(self) -> None:
+        """Holds of calls that have ended here came back with a Redis that forgot their end: no sweeper would see them.
+
+        Looked for first and compared then, so that no call is taken for ended that has just begun. As abandoned: the
+        settle of one that is still on its way must count.
+        """
+        holds = await self.hot.own_holds()
+        running = frozenset(self.running())
+        for hold in holds:
+            if hold.request.origin.call_id not in running:
+                await self.hot.void(hold, abandoned=True)
 
     async def _replay(self, records: Iterable[Record], event: str) -> None:
         replayed = await replay_into(self.hot, records, self._booked, self._recovered)

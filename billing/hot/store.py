@@ -302,6 +302,18 @@ class HotStore:
                 unreadable.append(error)
         return found, unreadable
 
+    async def own_holds(self) -> list[Hold]:
+        """All open holds that this instance has by the word of Redis; read one organization after the other."""
+        own: list[Hold] = []
+        if not self._instance:
+            # Nobody can tell whose a hold without an instance is.
+            return own
+        for shard, keys in enumerate(SHARD_KEYS):
+            for organization in await self._execute("SMEMBERS", keys.open):
+                found, _ = await self.abandoned(shard, UUID(organization.decode()), (self._instance,))
+                own += (one.hold for one in found)
+        return own
+
     async def forget(self, shard: int, instance: str, last_sign: str) -> bool:
         """Watch an instance no longer that died and holds nothing; False where it has shown a sign of life since."""
         keys = SHARD_KEYS[shard]
@@ -439,6 +451,11 @@ class HotStore:
         await self._execute("XTRIM", SHARD_KEYS[shard].stream, "MINID", f"{milliseconds}-{int(sequence) + 1}")
 
     # The server ------------------------------------------------------------------------------------------------------
+
+    @property
+    def openings(self) -> int:
+        """How often the connection was opened: after one more, Redis may have lost what it acknowledged before."""
+        return self._connection.openings
 
     async def ping(self) -> None:
         """Raise `Unavailable` where Redis does not answer."""

@@ -100,6 +100,10 @@ class Running:
                     self._changed.clear()
                     await self._changed.wait()
 
+    def call_ids(self) -> list[UUID]:
+        """The calls that run now."""
+        return [driver.call.hold_request.origin.call_id for driver in self.drivers]
+
     def ended(self, driver: RunningCall) -> None:
         """A call has ended."""
         self.drivers.discard(driver)
