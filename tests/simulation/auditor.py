@@ -11,6 +11,8 @@ from uuid import UUID
 from billing.hot.connection import Argument
 from models.call import CallRequest, Charge, Endpoint, HoldRequest
 from models.catalog import BackendKind, Meter, Model
+from models.errors import TollgateError
+from models.usage import Ending
 from tests.simulation.backends import Fact
 from tests.simulation.tally import TEMPLATE_TOKENS, OwnCount, Sold, Tally, Terms, prices_of
 
@@ -23,6 +25,10 @@ SILENCE_US: Final = 30_000_000
 
 SWEEP_US: Final = 90_000_000
 """How long a worker that falls asleep in a sweep may take for it."""
+
+JOURNAL_PATIENCE_US: Final = 1_000_000
+SETTLE_PATIENCE_US: Final = 2_000_000
+"""How long a client waits for its last byte where the journal takes no charge, and then where Redis takes none."""
 
 _KEPT_EVENTS: Final = 4_000
 
@@ -56,6 +62,11 @@ class Story:
     amount: int | None = None
     """What the machine was told to settle, which is what the auditor had worked out."""
     is_released: bool = False
+    was_asked: bool = False
+    """Its hold was asked for: there was room for it at a backend."""
+    journal_failed_us: int = 0
+    """When the journal gave up its charge, or when its time is over."""
+    settle_failed_us: int | None = None
     is_journaled: bool = False
     is_in_redis: bool = False
     is_over: bool = False
@@ -180,6 +191,10 @@ class Auditor:
             raise self.broken(f"a hold of {hold.amount} for a call of at most {terms.ceiling}", story)
         return story
 
+    def asks(self, story: Story) -> None:
+        """Its hold is asked for."""
+        story.was_asked = True
+
     def tightened(self, story: Story, hold: HoldRequest) -> None:
         """Its prompt was counted: the hold covers fewer tokens."""
         if hold.amount >= story.hold.amount:
@@ -203,11 +218,11 @@ class Auditor:
         story.tally, story.is_sent, story.status = Tally(kind), False, 0
         self.note(story, "connects", kind.value)
 
-    def sees(self, story: Story, facts: tuple[Fact, ...]) -> None:
+    def sees(self, story: Story, events: tuple[tuple[Fact, ...], ...]) -> None:
         """Bytes of the backend are about to be fed to its machine."""
-        story.tally.see(facts)
-        if facts:
-            self.note(story, "bytes", facts)
+        story.tally.see(events, story.hold.output_bound)
+        if events:
+            self.note(story, "bytes", events)
 
     def settles(self, story: Story, charge: Charge) -> None:
         """Its machine says what it costs: to the unit what the auditor says."""
@@ -219,9 +234,13 @@ class Auditor:
             raise self.broken(f"charged {charge.amount}, the call cost {expected}", story)
         if not 0 <= charge.amount <= story.hold.amount:
             raise self.broken(f"charged {charge.amount} of a hold of {story.hold.amount}", story)
+        if (charge.ending is Ending.HOLD_SPENT) != story.tally.is_spent:
+            raise self.broken(f"ended as {charge.ending}; the hold was spent: {story.tally.is_spent}", story)
         if not story.is_accepted:
             raise self.broken("a call is charged that no backend has accepted", story)
         story.amount = charge.amount
+        # From here on it is the journal's turn, which has a second.
+        story.journal_failed_us = self._now_us() + JOURNAL_PATIENCE_US
         self.endings[charge.ending.value] += 1
 
     def releases(self, story: Story, reason: str) -> None:
@@ -234,26 +253,40 @@ class Auditor:
         story.is_released = True
         self.endings["void"] += 1
 
-    def refused(self, story: Story, reason: str) -> None:
-        """It has no hold."""
-        self.note(story, "is refused", reason)
-        self.endings["refused"] += 1
-
     def durable(self, story: Story, *, journal: bool = False, redis: bool = False) -> None:
         """Its charge was acknowledged by the journal's disk, or by Redis."""
         story.is_journaled |= journal
         story.is_in_redis |= redis
         self.note(story, "is durable", "journal" if journal else "redis")
 
-    def last_byte(self, story: Story, *, is_unprotected: bool) -> None:
-        """The last byte of a charged call leaves. `is_unprotected`: journal and Redis were both away for too long."""
-        if story.amount is not None and not (story.is_journaled or story.is_in_redis or is_unprotected):
-            raise self.broken("the last byte leaves before the charge is durable", story)
-        self.note(story, "last byte")
+    def journal_failed(self, story: Story) -> None:
+        """The journal has not taken its charge."""
+        story.journal_failed_us = min(story.journal_failed_us, self._now_us())
+        self.note(story, "is not journaled")
 
-    def over(self, story: Story) -> None:
+    def settle_failed(self, story: Story) -> None:
+        """Redis has not taken its charge; it is offered again and again."""
+        if story.settle_failed_us is None:
+            story.settle_failed_us = self._now_us()
+        self.note(story, "is not settled")
+
+    def last_byte(self, story: Story) -> None:
+        """The last byte of a call leaves: its charge is durable, or journal and Redis were both away for too long."""
+        self.note(story, "last byte")
+        if story.amount is None or story.is_journaled or story.is_in_redis:
+            return
+        failed_us = story.settle_failed_us
+        if failed_us is None or self._now_us() < max(failed_us, story.journal_failed_us) + SETTLE_PATIENCE_US:
+            raise self.broken("the last byte leaves before the charge is durable", story)
+
+    def over(self, story: Story, error: TollgateError | None) -> None:
         """Its machine has ended and its client is served."""
         story.is_over = True
+        if story.is_held and story.amount is None and not story.is_released:
+            raise self.broken("a call has ended, and its hold has not", story)
+        if story.amount is None and not story.is_released:
+            self.note(story, "is refused", error)
+            self.endings["refused" if story.was_asked else "turned away"] += 1
 
     def orphaned(self, gateway: str) -> None:
         """A gateway is gone, by what end ever: what is not over now stays as it is."""

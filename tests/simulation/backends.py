@@ -19,6 +19,8 @@ SSE: Final = b"text/event-stream; charset=utf-8"
 JSON: Final = b"application/json"
 DONE: Final = b"data: [DONE]\n\n"
 LARGEST_COUNT: Final = 2**31 - 1
+EXTRA_EVENTS: Final = 64
+"""How many events without a token a gateway grants before it takes them for tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,6 @@ Fact = Report | Piece | Finish
 class What(StrEnum):
     """Kinds of steps."""
 
-    SENT = "request sent"
     HEAD = "head"
     BYTES = "bytes"
     END = "end of body"
@@ -70,13 +71,17 @@ class Step:
     seconds: float
     data: bytes = b""
     status: int = 200
-    facts: tuple[Fact, ...] = field(default=())
+    facts: tuple[tuple[Fact, ...], ...] = field(default=())
+    """What a reader may believe of each event that ends in these bytes, in their order."""
+    is_unsent: bool = False
+    """The connection had been given up: no server has seen the request."""
 
 
 class Vice(StrEnum):
     """What a bad answer does."""
 
     REFUSES = "no connection"
+    STALE = "an idle connection given up"
     DIES_EARLY = "broken before the head"
     SILENT_EARLY = "silent before the head"
     STATUS_500 = "status 500"
@@ -97,18 +102,20 @@ class Vice(StrEnum):
     ABSURD = "usage beyond the hold"
     ZERO = "a usage of zero"
     TWICE = "two usages"
+    ENDLESS = "generates beyond max_tokens"
     DECREASING = "usage that decreases"
     CACHED_ABOVE = "more cached than there is"
 
 
-def answer(random: Random, kind: BackendKind, request: CallRequest, vice: Vice | None) -> list[Step]:
-    """What a backend does with this request, from its first step to the last."""
+def answer(random: Random, kind: BackendKind, request: CallRequest, vice: Vice | None, output_bound: int) -> list[Step]:
+    """What a backend does with this request, from its first step to the last; it was told to stop at `output_bound`."""
     if request.endpoint is Endpoint.EMBEDDINGS:
         steps = _embedding(random, vice)
     else:
-        steps = _Stream(random, kind, request, vice).steps()
+        steps = _Stream(random, kind, request, vice, output_bound).steps()
+    pace = 0.01 if vice is Vice.ENDLESS else 0.3
     for step in steps:
-        step.seconds = random.random() * (0.8 if step.what is What.HEAD else 0.3)
+        step.seconds = random.random() * (0.8 if step.what is What.HEAD else pace)
     if steps[-1].what is not What.SILENCE and random.random() < 0.03:
         # One that takes so long that checkpoints, sweepers and disasters fall into it.
         random.choice(steps).seconds += random.random() * 40
@@ -116,12 +123,10 @@ def answer(random: Random, kind: BackendKind, request: CallRequest, vice: Vice |
 
 
 def _start(random: Random, vice: Vice | None) -> Iterator[Step]:
-    if vice is Vice.REFUSES:
-        yield Step(What.BREAK, 0)
-        return
-    yield Step(What.SENT, 0)
     status = {Vice.STATUS_500: 500, Vice.STATUS_503: 503, Vice.STATUS_400: 400}.get(vice) if vice else None
-    if vice is Vice.DIES_EARLY:
+    if vice is Vice.STALE:
+        yield Step(What.BREAK, 0, is_unsent=True)
+    elif vice is Vice.DIES_EARLY:
         yield Step(What.BREAK, 0)
     elif vice is Vice.SILENT_EARLY:
         yield Step(What.SILENCE, 0)
@@ -137,25 +142,28 @@ def _start(random: Random, vice: Vice | None) -> Iterator[Step]:
 
 def _embedding(random: Random, vice: Vice | None) -> list[Step]:
     early = list(_start(random, vice))
-    if early[-1].what is not What.SENT:
+    if early:
         return early
     prompt = random.randrange(1, 40)
     body = b'{"object":"list","data":[],"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (prompt, prompt)
-    facts: tuple[Fact, ...] = (Report(prompt, 0),)
+    facts: tuple[tuple[Fact, ...], ...] = ((Report(prompt, 0),),)
     if vice is Vice.NO_USAGE:
         body, facts = b'{"object":"list","data":[]}', ()
     # A body that is no stream is read when it is complete.
-    return [*early, Step(What.HEAD, 0, JSON), Step(What.BYTES, 0, body), Step(What.END, 0, facts=facts)]
+    return [Step(What.HEAD, 0, JSON), Step(What.BYTES, 0, body), Step(What.END, 0, facts=facts)]
 
 
 class _Stream:
     """The events of one streamed answer."""
 
-    def __init__(self, random: Random, kind: BackendKind, request: CallRequest, vice: Vice | None) -> None:
+    def __init__(
+        self, random: Random, kind: BackendKind, request: CallRequest, vice: Vice | None, output_bound: int
+    ) -> None:
         self.random = random
         self.kind = kind
         self.choices = request.choices
         self.vice = vice
+        self.output_bound = output_bound
         self.prompt = random.randrange(1, 60)
         self.cached = random.choice((0, 0, random.randrange(self.prompt + 1)))
         self.made = [0] * self.choices
@@ -163,11 +171,16 @@ class _Stream:
 
     def steps(self) -> list[Step]:
         early = list(_start(self.random, self.vice))
-        if early[-1].what is not What.SENT:
+        if early:
             return early
-        early.append(Step(What.HEAD, 0, SSE))
-        last = self._speak()
-        return [*early, *self._packed(), *last]
+        last = self._speak_on() if self.vice is Vice.ENDLESS else self._speak()
+        return [Step(What.HEAD, 0, SSE), *self._packed(), *last]
+
+    def _speak_on(self) -> list[Step]:
+        """Word after word, with no regard to what was asked for; whoever believes every word stops it in time."""
+        for number in range(self.output_bound + EXTRA_EVENTS + 20):
+            self._piece(number % self.choices, words=1)
+        return [Step(What.SILENCE, 0)]
 
     def _speak(self) -> list[Step]:
         """All events; the steps that end the answer."""
@@ -192,8 +205,13 @@ class _Stream:
             self.events.append((DONE, ()))
         return [Step(What.END, 0)]
 
-    def _piece(self, choice: int, *, decreasing: bool) -> None:
-        words = self.random.randrange(1, 12)
+    def _piece(self, choice: int, *, decreasing: bool = False, words: int = 0) -> None:
+        if not words:
+            # It stops where it was asked to.
+            left = self.output_bound // self.choices - self.made[choice]
+            words = min(left, self.random.randrange(1, 12))
+        if not words:
+            return
         self.made[choice] += words
         told = self.made[choice] // 2 if decreasing else self.made[choice]
         facts: tuple[Fact, ...] = (Piece(choice, words),)
@@ -217,6 +235,8 @@ class _Stream:
             # One report a choice, without saying of which: in their order, as they finished.
             for choice in range(self.choices):
                 self._final(self._true(self.made[choice], choice))
+            if self.vice is Vice.TWICE:
+                self.events.append(self.events[-1])
             return
         if self.vice is Vice.TWICE:
             self._final(self._true(sum(self.made) // 2, 0))
@@ -234,14 +254,14 @@ class _Stream:
     def _packed(self) -> Iterator[Step]:
         """The events in packets: together, or cut in the middle; facts come with the last byte of their event."""
         random = self.random
-        data, facts = b"", ()  # type: tuple[bytes, tuple[Fact, ...]]
+        data, facts = b"", ()  # type: tuple[bytes, tuple[tuple[Fact, ...], ...]]
         for event, told in self.events:
             if random.random() < 0.1:
                 cut = random.randrange(len(event))
                 yield Step(What.BYTES, 0, data + event[:cut], facts=facts)
-                data, facts = event[cut:], told
+                data, facts = event[cut:], (told,)
             else:
-                data, facts = data + event, facts + told
+                data, facts = data + event, (*facts, told)
             if random.random() < 0.6:
                 yield Step(What.BYTES, 0, data, facts=facts)
                 data, facts = b"", ()

@@ -102,6 +102,8 @@ class Disk:
         self._random = random
         self._faults = faults
         self.is_full = False
+        self.slow_seconds = 0.02
+        """The longest that a write takes."""
         self.open: list[Journal] = []
         home.mkdir(parents=True)
 
@@ -111,7 +113,7 @@ class Disk:
         with patch.object(journals, "Writer", LoopWriter):
             journal = open_journal(self._home, instance_id, segment_bytes=SEGMENT_BYTES)
         written = _writer(journal)
-        written.delay = lambda: self._random.random() * 0.02
+        written.delay = lambda: self._random.random() * self.slow_seconds
         written.is_full = self.is_full
         self.open.append(journal)
         return journal, instance_id

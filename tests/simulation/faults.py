@@ -32,7 +32,9 @@ class Fault(StrEnum):
     JOURNAL_FULL = "disk of a journal full"
     WORKER_KILLED = "worker killed"
     WORKER_ASLEEP = "worker asleep"
+    JOURNAL_SLOW = "disk of a journal hangs"
     CLIENT_GONE = "client gone"
+    CLIENT_SLOW = "client reads slowly"
     BACKEND = "backend misbehaves"
 
 
@@ -46,6 +48,7 @@ DISASTERS: Final[Mapping[Fault, float]] = {
     Fault.GATEWAY_FROZEN: 20,
     Fault.GATEWAY_DRAINED: 20,
     Fault.JOURNAL_FULL: 20,
+    Fault.JOURNAL_SLOW: 20,
     Fault.WORKER_ASLEEP: 20,
 }
 """What befalls a whole part, and the mean of seconds between two of them where a run has it at all."""
@@ -64,6 +67,7 @@ class Weather:
     twice: float = 0.0
     worker_killed: float = 0.0
     clients_gone: float = 0.0
+    clients_slow: float = 0.0
     backends_bad: float = 0.0
 
     @classmethod
@@ -79,6 +83,7 @@ class Weather:
             twice=random.choice(_RATES),
             worker_killed=random.choice(_RATES),
             clients_gone=random.choice((0.0, 0.05, 0.2)),
+            clients_slow=random.choice((0.0, 0.002, 0.02)),
             backends_bad=random.choice((0.0, 0.1, 0.4)),
         )
 

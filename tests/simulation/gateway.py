@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import UUID
+
+from pydantic import SecretStr
 
 from billing.admission import hold_request
 from billing.hot.store import HotStore
-from gateway.backends import DIALECTS
-from gateway.calls.machine import Attempt, Call
+from billing.journal.frames import Record
+from billing.journal.journal import Journal
+from billing.journal.writer import JournalUnavailable, Then
+from gateway.calls.capacity import Capacity, Place
+from gateway.calls.intake import able
 from gateway.calls.running import Running
 from gateway.catalog import CatalogCache
 from gateway.recovery import Recovery
+from gateway.settings import Settings
 from models.account import Principal
-from models.call import CallOrigin, CallRequest
+from models.call import CallOrigin, CallRequest, Charge, Hold, HoldRequest, RefusedHold
+from models.errors import InvalidRequest, TollgateError, Unavailable
 from models.ids import uuid7
-from tests.simulation.calls import SimulatedCall
+from tests.simulation.calls import SimulatedCall, Words
+from tests.simulation.client import SimulatedClient
 from tests.simulation.disk import Disk
+from tests.simulation.upstream import SimulatedUpstreams
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 CATALOG_SECONDS = 4.0
+_NAMES: Final[dict[str, Any]] = {
+    "database_url": SecretStr("none"),
+    "redis_url": SecretStr("none"),
+    "key_pepper": SecretStr("none" * 8),
+}
+_SETTINGS: Final = Settings(audit_share=1 / 16, **_NAMES)
 
 
 class Gateway:
@@ -33,23 +50,31 @@ class Gateway:
         self.disk = disk
         self.name = name
         self.is_open = True
+        self.is_dead = False
         self.frozen_seconds = 0.0
         self._thaw: asyncio.Event | None = None
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._calls: dict[asyncio.Task[Any], SimulatedCall] = {}
+        self.calls: dict[UUID, SimulatedCall] = {}
         self.journal, instance_id = disk.journal(world.clock.now())
-        line = world.line(self)
-        self.hot = HotStore("", cast("Any", line), instance=str(instance_id))
+        self._line = world.line(self)
+        self.hot = WatchedHot(self, self._line, str(instance_id))
         engine = cast("Any", world.book)
         self.catalog = CatalogCache(engine, CATALOG_SECONDS, monotonic=asyncio.get_running_loop().time)
-        parts = cast("Any", None)
-        self.running = Running(parts, self.hot, parts, parts, self.journal)
+        self.running = Running(
+            _SETTINGS,
+            self.hot,
+            SimulatedUpstreams(self),
+            Capacity(_SETTINGS),
+            cast("Any", Words()),
+            cast("Any", WatchedJournal(self, self.journal)),
+        )
         self._recovery = Recovery(self.journal, self.hot, engine, self.catalog, self.running.call_ids)
         for work in (
             self._look_at_catalog(),
             self._recovery.run(self._stop),
             self.running.keep_checkpoints(self._stop),
+            self.running.watch(self._stop),
         ):
             self._start(work)
 
@@ -61,7 +86,6 @@ class Gateway:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        self._calls.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.world.fail(error)
 
@@ -104,7 +128,7 @@ class Gateway:
     @property
     def open_calls(self) -> int:
         """Calls that have not ended."""
-        return len(self._calls)
+        return len(self.calls)
 
     def take(self, request: CallRequest, principal: Principal, number: int) -> bool:
         """Admit a call, as intake does; False where the model is not sold or the epoch is not known."""
@@ -127,25 +151,31 @@ class Gateway:
             streamed=request.stream,
             created_at=now,
         )
-        hold = hold_request(request, origin, principal, model, rates)
-        deployments = list(model.deployments)
-        world.random.shuffle(deployments)
-        attempts = [
-            Attempt(one, DIALECTS[one.backend.kind].body(request, model, one))
-            for one in deployments
-            if request.n <= DIALECTS[one.backend.kind].max_choices
-        ]
-        if not attempts:
+        try:
+            deployments = able(model, request)
+        except InvalidRequest:
             return False
-        call = Call(request, hold, model, attempts, world.clock.now, is_audited=number % 16 == 0)
-        story = world.auditor.began(request, hold, model, self.name, self.disk.name)
-        simulated = SimulatedCall(self, call, story, epoch, number)
-        self._calls[self._start(simulated.run())] = simulated
+        hold = hold_request(request, origin, principal, model, rates)
+        capacity = self.running.capacity
+        capacity.know(catalog)
+        tokens = hold.input_bound + hold.output_bound
+        place = Place(capacity, deployments, principal.organization_id, tokens, jitter=world.random.random())
+        client = SimulatedClient(self)
+        is_audited = world.random.random() < _SETTINGS.audit_share
+        call = SimulatedCall(
+            self.running, request, hold, model, place, cast("Any", client), epoch=epoch, now=world.clock.now,
+            is_audited=is_audited,
+        )  # fmt: skip
+        call.gateway, call.client, call.number = self, client, number
+        call.story = world.auditor.began(request, hold, model, self.name, self.disk.name)
+        self.calls[origin.call_id] = call
+        call.begin()
         return True
 
-    def words_of_prompt(self, request: CallRequest) -> int:
-        """Our own count of a prompt."""
-        return len(str(request.body.get("input", "")).split()) + request.n
+    def over(self, call: SimulatedCall) -> None:
+        """A call has ended and its client is served."""
+        del self.calls[call.call.hold_request.origin.call_id]
+        self.world.auditor.over(call.story, call.call.error)
 
     # Its end ---------------------------------------------------------------------------------------------------------
 
@@ -153,7 +183,7 @@ class Gateway:
         """End at once, wherever its calls are."""
         self.is_open = False
         self.world.auditor.orphaned(self.name)
-        await self._cancel()
+        await self._cut()
         self.disk.crash(self.journal)
         if disk_lost:
             self.world.auditor.lost_disk(self.disk.name)
@@ -164,12 +194,74 @@ class Gateway:
         self.is_open = False
         await self.running.drain(seconds)
         self.world.auditor.orphaned(self.name)
-        await self._cancel()
+        await self._cut()
         await self.disk.close(self.journal)
 
-    async def _cancel(self) -> None:
+    async def _cut(self) -> None:
+        """The process is no more: nothing that was under way in it goes on."""
+        self.is_dead = True
         self._stop.set()
+        self._line.cut()
         tasks = [*self._tasks, *self.running.unsettled]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class WatchedHot(HotStore):
+    """A gateway's hot store, of which the auditor hears when it is answered."""
+
+    def __init__(self, gateway: Gateway, line: object, instance: str) -> None:
+        super().__init__("", cast("Any", line), instance=instance)
+        self._gateway = gateway
+
+    def start_hold(
+        self, request: HoldRequest, epoch: int, then: Callable[[Hold | RefusedHold | TollgateError], None]
+    ) -> None:
+        """Take a hold."""
+        call = self._gateway.calls[request.origin.call_id]
+
+        def answered(answer: Hold | RefusedHold | TollgateError) -> None:
+            call.hold_answered(answer)
+            then(answer)
+
+        super().start_hold(request, epoch, answered)
+
+    def start_settle(
+        self, hold: Hold, charge: Charge, then: Callable[[int | Unavailable], None], encoded: bytes = b""
+    ) -> None:
+        """End a call with its charge."""
+        auditor = self._gateway.world.auditor
+        story = auditor.calls[str(charge.call_id)]
+
+        def answered(answer: int | Unavailable) -> None:
+            if isinstance(answer, Unavailable):
+                auditor.settle_failed(story)
+            else:
+                auditor.durable(story, redis=True)
+            then(answer)
+
+        super().start_settle(hold, charge, answered, encoded)
+
+
+class WatchedJournal:
+    """A gateway's journal as its calls see it: the auditor hears what is on disk."""
+
+    def __init__(self, gateway: Gateway, journal: Journal) -> None:
+        self._gateway = gateway
+        self._journal = journal
+
+    def start(self, record: Record, then: Then, *, in_flight: int = 0) -> None:
+        """Write a record."""
+        self._journal.start(record, partial(self._written, record.call_id, then), in_flight=in_flight)
+
+    def _written(self, call_id: UUID, then: Then, error: JournalUnavailable | None) -> None:
+        if self._gateway.is_dead:
+            return
+        auditor = self._gateway.world.auditor
+        story = auditor.calls[str(call_id)]
+        if error is None:
+            auditor.durable(story, journal=True)
+        else:
+            auditor.journal_failed(story)
+        then(error)

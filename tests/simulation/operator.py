@@ -95,8 +95,11 @@ class Operator:
             name = f"{offer.name}-{number}"
             backend_id = uuid7(now)
             await connection.execute(
-                insert(backend).values(id=backend_id, name=name, kind=kind.value, url=f"http://{name}:8000")
-            )
+                insert(backend).values(
+                    id=backend_id, name=name, kind=kind.value, url=f"http://{name}:8000",
+                    max_in_flight=self._world.random.choice((None, 8, 16)),
+                )
+            )  # fmt: skip
             await connection.execute(
                 insert(deployment).values(
                     id=uuid7(now), model_id=offer.name, backend_id=backend_id, backend_model=offer.name

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from importlib import resources
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, cast
 import hiredis
 
 from billing.hot import store
-from billing.hot.connection import TIMEOUT_MS, Argument, Script
+from billing.hot.connection import TIMEOUT_MS, Argument, Script, Then
 from models.errors import Unavailable
 from tests.simulation.book import transaction_waits
 from tests.simulation.clock import SimulatedClock
@@ -212,6 +212,41 @@ class Line:
         self._random = random
         self._weather = weather
         self._faults = faults
+        self._started: set[asyncio.Task[None]] = set()
+
+    def start(
+        self,
+        script: Script,
+        key_count: int,
+        arguments: Sequence[Argument],
+        timeout_ms: int,
+        then: Callable[[Any], None],
+    ) -> None:
+        """Run a script; `then` is handed what comes of it."""
+        work = self._tell(self.run(script, key_count, *arguments, timeout_ms=timeout_ms), then)
+        task = asyncio.get_running_loop().create_task(work)
+        self._started.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _tell(self, work: Coroutine[Any, Any, Any], then: Then) -> None:
+        try:
+            reply = await work
+        except hiredis.ReplyError:
+            raise
+        except Exception as error:
+            reply = error
+        then(reply)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._started.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Whoever waits would wait for ever; here the event loop hears of it, and the run ends.
+            raise error
+
+    def cut(self) -> None:
+        """The program is no more: nobody is told anything."""
+        for task in self._started:
+            task.cancel()
 
     async def run(self, script: Script, key_count: int, *arguments: Argument, timeout_ms: int = TIMEOUT_MS) -> Any:
         """Run a script, unless the weather forbids it."""

@@ -19,10 +19,13 @@ import structlog
 
 from billing import rebuild, settlement
 from billing.store.ledger import ensure_partitions
+from gateway import telemetry
+from gateway.calls import driver
 from models import ids
 from tests.simulation.auditor import Story, Violation
 from tests.simulation.backends import Vice
 from tests.simulation.book import Book, Databases, paused_sleep
+from tests.simulation.calls import watched
 from tests.simulation.clock import START, SimulatedClock, SimulatedLoop
 from tests.simulation.faults import Faults
 from tests.simulation.redis import Redis
@@ -33,6 +36,10 @@ RUN_CALLS: Final = 5_000
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a file system, not a file of a known name
 _SHOWN_EVENTS: Final = 40
+_FAULTS_OF_OURS: Final = frozenset(
+    {"call_broke", "call_not_ended", "release_broke", "checkpoint_failed", "charge_not_journaled"}
+)
+"""What the call path says where it catches what must never be raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,8 @@ def _replaced(world: World) -> Iterator[None]:
     try:
         with (
             patch.object(ids, "os", SimpleNamespace(urandom=bits.randbytes)),
+            patch.dict(driver._DOES, watched()),
+            patch.object(telemetry, "log_call", lambda *_, **__: None),
             patch.object(settlement, "failpoint", world.failpoint),
             patch.object(rebuild, "failpoint", world.failpoint),
             patch.object(rebuild, "asyncio", SimpleNamespace(sleep=paused_sleep)),
@@ -142,6 +151,8 @@ class _Silent:
         self._world = world
 
     def __call__(self, _logger: Any, _level: str, event: MutableMapping[str, Any]) -> Any:
+        if event["event"] in _FAULTS_OF_OURS:
+            self._world.fail(AssertionError(f"the program was broken: {event}"))
         if "retry_seconds" not in event:
             self._world.auditor.note(None, f"log: {event.pop('event')}", dict(event))
         raise structlog.DropEvent

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from models.catalog import BackendKind, Meter
 from models.usage import BilledCount
-from tests.simulation.backends import Fact, Finish, Piece, Report
+from tests.simulation.backends import EXTRA_EVENTS, Fact, Finish, Piece, Report
 
 BYTES_PER_TOKEN: Final = 4
 TEMPLATE_TOKENS: Final = 512
@@ -91,9 +91,24 @@ class Tally:
     final: list[Report] = field(default_factory=list)
     pieces: int = 0
     words: int = 0
+    is_spent: bool = False
+    """It surely made more than the hold covers: nothing after that is read, or owed."""
 
-    def see(self, facts: tuple[Fact, ...]) -> None:
-        """Believe what a reader of these bytes may believe."""
+    def see(self, events: tuple[tuple[Fact, ...], ...], output_bound: int) -> None:
+        """Believe what a reader of these events may believe, up to the one that shows that the hold is spent."""
+        for facts in events:
+            if self.is_spent:
+                return
+            self._see(facts)
+            self.is_spent = self._is_beyond(output_bound)
+
+    def _is_beyond(self, output_bound: int) -> bool:
+        if self.running:
+            return sum(one.completion for one in self.running.values()) > output_bound
+        # An API that is not of an engine may send its text in any pieces.
+        return self.kind is not BackendKind.OPENAI and self.pieces > output_bound + EXTRA_EVENTS
+
+    def _see(self, facts: tuple[Fact, ...]) -> None:
         for fact in facts:
             if isinstance(fact, Piece):
                 self.pieces += 1

@@ -107,6 +107,10 @@ class World:
         """Counted."""
         self.faults[Fault.CLIENT_GONE] += 1
 
+    def saw_slow_client(self) -> None:
+        """Counted."""
+        self.faults[Fault.CLIENT_SLOW] += 1
+
     def saw_backend_misbehave(self, vice: Vice) -> None:
         """Counted."""
         self.faults[Fault.BACKEND] += 1
@@ -369,6 +373,15 @@ class World:
         finally:
             disk.fill(False)
 
+    async def _journal_slow(self) -> None:
+        disk = self.random.choice(self.machines)
+        self._happens(Fault.JOURNAL_SLOW, disk.name)
+        disk.slow_seconds = self.random.choice((0.5, 2, 6))
+        try:
+            await asyncio.sleep(self.random.random() * 10)
+        finally:
+            disk.slow_seconds = 0.02
+
     async def _worker_asleep(self) -> None:
         self._happens(Fault.WORKER_ASLEEP)
         self.random.choice(self.workers).sleeps_until = asyncio.get_running_loop().time() + self.random.random() * 60
@@ -384,6 +397,7 @@ _DISASTERS: Final[dict[Fault, Callable[[World], Awaitable[None]]]] = {
     Fault.GATEWAY_FROZEN: World._gateway_frozen,
     Fault.GATEWAY_DRAINED: World._gateway_drained,
     Fault.JOURNAL_FULL: World._journal_full,
+    Fault.JOURNAL_SLOW: World._journal_slow,
     Fault.WORKER_ASLEEP: World._worker_asleep,
 }
 
