@@ -126,8 +126,8 @@ class Meter:
             # Ollama sends zeros on every chunk before the last: no answer yet.
             return
         if self.dialect.sums_choices:
-            # llama.cpp: one report per choice, in the chat form without saying of which. One more than there are choices
-            # is the last one again: added up, it would be charged twice.
+            # llama.cpp: one report per choice, in the chat form without saying of which. One more than there are
+            # choices is the last one again: added up, it would be charged twice.
             self.final[choices[0].index if choices else min(len(self.final), self.request.choices - 1)] = reading
             self.raw.append(usage)
         elif choices and self.dialect.continuous_stream_options:
