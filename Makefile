@@ -10,8 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 JOBS ?= 2
+SEED ?= 1
+CALLS ?= 20000
 
-.PHONY: help install up test check bench chaos lock
+.PHONY: help install up test check bench chaos simulate lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +49,9 @@ bench: $(STAMP) ## Measure speed; see benchmarks/
 
 chaos: $(STAMP) ## Kill, stop, fill and replay in full numbers (half an hour); `make test` has them in short
 	TOLLGATE_CHAOS=full $(BIN)/pytest -q tests/chaos $(ARGS)
+
+simulate: $(STAMP) ## Whole calls in simulated time, with faults; options: make simulate SEED=7 CALLS=100000
+	@exec $(BIN)/python -m tests.simulation --seed $(SEED) --calls $(CALLS) $(ARGS)
 
 lock: $(STAMP) ## Choose newer versions within pyproject.toml and write requirements.lock
 	@command -v uv >/dev/null || { echo "This needs uv: pip install uv" >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""What a gateway does about its journal beside the calls: replay, correct, confirm and forget, mend a blank Redis."""
+"""What a gateway does about its journal beside the calls: replay, correct, confirm, forget, mend a forgetful Redis."""
 
 from __future__ import annotations
 
@@ -50,27 +50,18 @@ class Recovery:
     """Recovered calls that could not be compared: they wait in their segments for a person, or the next process."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Replay the journals of dead processes, then confirm and forget; replay our own when Redis has lost something.
+        """Replay the journals of dead processes, then confirm and forget; replay all when Redis may have forgotten.
 
         What a sweeper had charged and a journal knows better is corrected before it is forgotten.
         """
+        known = self._redis()
         await self._until_done(self._inherit, stop)
-        epochs = dict(self.catalog.epochs)
-        server = ""
         while not stop.is_set():
             with contextlib.suppress(*_WEATHER):
                 await self._confirm()
-                seen = await self.hot.server_id()
-                if server and seen != server:
-                    # Restarted, or another took over: what was acknowledged last may be lost, under the same epoch.
-                    await self._mend()
-                    await self._release_lost()
-                server = seen
-            if self.catalog.epochs != epochs:
-                rebuilt = dict(self.catalog.epochs)
-                if epochs:
-                    await self._until_done(self._mend, stop)
-                epochs = rebuilt
+            if (seen := self._redis()) != known:
+                await self._until_done(self._mend, stop)
+                known = seen
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONFIRM_SECONDS):
                     await stop.wait()
@@ -120,13 +111,25 @@ class Recovery:
             _log.warning("calls_recovered", count=len(ended))
         self.journal.drop_open(path)
 
+    def _redis(self) -> tuple[dict[int, int], int]:
+        """What changes with a Redis that has forgotten: the epochs where it was blank, and our connection in any case.
+
+        A server that lost a second to a power cut, or a replica that took over, shows the same epochs as before.
+        """
+        return dict(self.catalog.epochs), self.hot.openings
+
     async def _mend(self) -> None:
-        """Charges that were only in a Redis that is blank now are settled again; all others have ended already."""
+        """Charges that were only in a Redis that forgot them are settled again; all others have ended already."""
+        await self._inherit()
         records = await asyncio.to_thread(lambda: list(self.journal.written()))
         await self._replay(records, "journal_mended")
+        await self._release_lost()
 
     async def _release_lost(self) -> None:
         """Give back what is held again for calls of ours that have ended: Redis has lost their ends."""
+        if not self.hot.instance:
+            # Nobody can tell whose a hold without an instance is.
+            return
         for shard in range(SHARDS):
             # The holds first: what is held for a call that begins meanwhile is not among them.
             found = await self.hot.holds_of(shard, self.hot.instance)

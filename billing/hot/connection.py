@@ -213,6 +213,8 @@ class HotConnection:
         self._absence = "not connected yet"
         self._tried = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
+        self.openings = 0
+        """How often it was opened. One more may mean another server, or the same after a crash, which has forgotten."""
 
     @classmethod
     async def connect(cls, url: str) -> HotConnection:
@@ -302,6 +304,7 @@ class HotConnection:
 
     async def _hold_open(self, wire: _Wire) -> None:
         self._wire = wire
+        self.openings += 1
         self._tried.set()
         try:
             # Awaited through `wait`, so that a cancellation of this task does not cancel the future itself.

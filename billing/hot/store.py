@@ -453,14 +453,14 @@ class HotStore:
 
     # The server ------------------------------------------------------------------------------------------------------
 
+    @property
+    def openings(self) -> int:
+        """How often the connection was opened: after one more, Redis may have lost what it acknowledged before."""
+        return self._connection.openings
+
     async def ping(self) -> None:
         """Raise `Unavailable` where Redis does not answer."""
         await self._execute("PING")
-
-    async def server_id(self) -> str:
-        """Names the process that answers: another one than before may lack the last that was acknowledged."""
-        lines = (await self._execute("INFO", "server")).decode().splitlines()
-        return str(next(line.removeprefix("run_id:") for line in lines if line.startswith("run_id:")))
 
     async def clock_ms(self) -> int:
         """Milliseconds since 1970 by the clock of Redis, to which the age of a hold is compared."""

@@ -196,6 +196,14 @@ def test_llamacpp_counts_each_choice_and_each_prompt_once() -> None:
     assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (31, 30)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_llamacpp_that_tells_its_last_usage_twice_is_paid_once(n: int) -> None:
+    play = Play(chat_request(stream=True, include_usage=True, n=n)).open()
+    play.say(*(delta("x", index=index, finish="stop") for index in range(n)))
+    play.say(*(event(choices=[], usage=usage(31, 10)) for _ in range(n + 1)), DONE).settle()
+    assert (play.charge.input_tokens, play.charge.output_tokens) == (31, 10 * n)
+
+
 def test_the_usage_that_we_make_has_the_name_that_the_model_is_sold_under() -> None:
     play = Play(chat_request(stream=True, include_usage=True, n=2), deployment(known_as="internal/x")).open()
     play.say(*(delta("x", index=index, finish="stop", model="internal/x") for index in range(2)))

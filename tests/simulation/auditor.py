@@ -1,0 +1,482 @@
+"""The auditor: knows from what was fed to the machines what each call must cost, and compares that with the book."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from uuid import UUID
+
+from billing.hot.connection import Argument
+from models.call import CallRequest, Charge, Endpoint, HoldRequest
+from models.catalog import BackendKind, Meter, Model
+from models.errors import TollgateError
+from models.usage import Ending
+from tests.simulation.backends import Fact
+from tests.simulation.tally import TEMPLATE_TOKENS, OwnCount, Sold, Tally, Terms, prices_of
+
+STALE_PRICE_US: Final = 150_000_000
+"""How long after its end a price may still be pinned by a gateway that has not heard of its successor: it was frozen,
+and Postgres away after that."""
+
+SILENCE_US: Final = 30_000_000
+"""Silence of a gateway before which nobody may take it for dead."""
+
+SWEEP_US: Final = 90_000_000
+"""How long a worker that falls asleep in a sweep may take for it."""
+
+JOURNAL_PATIENCE_US: Final = 1_000_000
+SETTLE_PATIENCE_US: Final = 2_000_000
+"""How long a client waits for its last byte where the journal takes no charge, and then where Redis takes none."""
+
+_KEPT_EVENTS: Final = 4_000
+
+
+class Violation(AssertionError):
+    """A promise does not hold; `story` is the call in question, where it is about one."""
+
+    def __init__(self, sentence: str, story: Story | None = None) -> None:
+        super().__init__(sentence)
+        self.story = story
+
+
+@dataclass(eq=False, slots=True)
+class Story:
+    """One call as the auditor knows it."""
+
+    call_id: UUID
+    owner: UUID
+    request: CallRequest
+    hold: HoldRequest
+    model: Model
+    terms: Terms
+    gateway: str
+    machine: str
+    events: list[tuple[int, str, object]] = field(default_factory=list)
+    tally: Tally = field(default_factory=lambda: Tally(BackendKind.OPENAI))
+    is_held: bool = False
+    is_sent: bool = False
+    status: int = 0
+    own: OwnCount | None = None
+    amount: int | None = None
+    """What the machine was told to settle, which is what the auditor had worked out."""
+    is_released: bool = False
+    was_asked: bool = False
+    """Its hold was asked for: there was room for it at a backend."""
+    journal_failed_us: int = 0
+    """When the journal gave up its charge, or when its time is over."""
+    settle_failed_us: int | None = None
+    is_journaled: bool = False
+    is_in_redis: bool = False
+    is_over: bool = False
+    is_orphan: bool = False
+    """Its gateway was killed before the call was over."""
+    kept: int | None = None
+    """The price at the last checkpoint that Redis has; None without one of an accepted call."""
+    ever_kept: set[int] = field(default_factory=set)
+    sign: tuple[str, str] = ("", "")
+    """Where its gateway shows signs of life, and under which name."""
+    redis_forgot: bool = False
+    """Redis lost something while the call was open or not booked."""
+    disk_lost: bool = False
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether a backend has the call, so that it spends tokens on it."""
+        return self.is_sent and self.status in (0, 200)
+
+    @property
+    def possible(self) -> set[int]:
+        """What it may cost in the end; where nothing was lost it is one amount."""
+        if self.amount is not None:
+            if self.is_journaled and not self.disk_lost:
+                return {self.amount}
+            # Without its journal nobody knows better than a sweeper that was first.
+            return {self.amount} | self.ever_kept
+        return self.ever_kept
+
+    @property
+    def may_be_free(self) -> bool:
+        """Whether it may end without a charge."""
+        if self.amount is not None:
+            if self.is_journaled and not self.disk_lost:
+                return False
+            return self.redis_forgot or (self.is_orphan and not self.is_in_redis and self.kept is None)
+        return self.is_released or self.kept is None or not self.is_orphan or self.redis_forgot
+
+    def so_far(self) -> int:
+        """What it costs up to now, by what a checkpoint can know."""
+        return self.terms.cost(self.tally.so_far(self.request.input_bound))
+
+
+@dataclass(slots=True)
+class Money:
+    """An organization's money as the auditor knows it, in units. `slack` is what known bounds add to its limit."""
+
+    credits: int = 0
+    limit: int = 0
+    spent: int = 0
+    held: dict[str, int] = field(default_factory=dict)
+    slack: int = 0
+
+    @property
+    def free(self) -> int:
+        """What is left for the next hold."""
+        return self.credits - self.spent - sum(self.held.values()) + self.limit + self.slack
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of `charge`, read without the program's own code."""
+
+    call_id: UUID
+    owner: UUID
+    corrects: UUID | None
+    amount: int
+    hold: int
+    ending: str
+    price_version_ids: tuple[UUID, ...]
+
+
+class Auditor:
+    """Fed by the actors with what happens; raises `Violation` at once where a promise is broken."""
+
+    def __init__(self, now_us: Callable[[], int], report: Callable[[Violation], None]) -> None:
+        self._now_us = now_us
+        self._report = report
+        self.calls: dict[str, Story] = {}
+        self.money: dict[UUID, Money] = defaultdict(Money)
+        self.versions: dict[UUID, Sold] = {}
+        self.events: list[tuple[int, str, object]] = []
+        self.endings: Counter[str] = Counter()
+        self.trace = 0
+        """A number that follows from all events and their times: two runs of a seed have the same."""
+        self._settled: set[str] = set()
+        self._signs: dict[tuple[str, str], int] = {}
+        self._has_forgotten = False
+        self._silent: dict[tuple[str, str], int] = {}
+
+    def broken(self, sentence: str, story: Story | None = None) -> Violation:
+        # Said aloud too, because the program may catch what is raised in the middle of it.
+        violation = Violation(sentence, story)
+        self._report(violation)
+        return violation
+
+    # Told by gateways ------------------------------------------------------------------------------------------------
+
+    def note(self, story: Story | None, sentence: str, about: object = "") -> None:
+        """Remember an event, for the case that it matters."""
+        self.trace = hash((self.trace, self._now_us(), len(sentence)))
+        events = self.events if story is None else story.events
+        if len(events) < _KEPT_EVENTS:
+            events.append((self._now_us(), sentence, about))
+
+    def began(self, request: CallRequest, hold: HoldRequest, model: Model, gateway: str, machine: str) -> Story:
+        """A call was admitted: its hold must be its highest possible price at prices that are in force."""
+        now_us = self._now_us()
+        pinned = hold.rates.version_ids
+        for name in pinned:
+            sold = self.versions.get(name)
+            if sold is None or sold.model != model.id or sold.since_us > now_us:
+                raise self.broken(f"call {hold.origin.call_id} pins the price {name}, which is not in force")
+            if sold.until_us is not None and now_us > sold.until_us + STALE_PRICE_US:
+                raise self.broken(f"call {hold.origin.call_id} pins the price {name}, which has ended")
+        terms = _terms(request, model, prices_of(self.versions, pinned))
+        origin = hold.origin
+        story = Story(origin.call_id, origin.organization_id, request, hold, model, terms, gateway, machine)
+        self.calls[str(origin.call_id)] = story
+        self.note(story, "begins", hold.amount)
+        if hold.amount != terms.ceiling:
+            raise self.broken(f"a hold of {hold.amount} for a call of at most {terms.ceiling}", story)
+        return story
+
+    def asks(self, story: Story) -> None:
+        """Its hold is asked for."""
+        story.was_asked = True
+
+    def tightened(self, story: Story, hold: HoldRequest) -> None:
+        """Its prompt was counted: the hold covers fewer tokens."""
+        if hold.amount >= story.hold.amount:
+            raise self.broken("a second hold is not smaller than the first", story)
+        story.hold = hold
+        story.terms = Terms(hold.input_bound, hold.output_bound, story.terms.prices)
+        if hold.amount != story.terms.ceiling:
+            raise self.broken(f"a hold of {hold.amount} for a call of at most {story.terms.ceiling}", story)
+
+    def held(self, story: Story) -> None:
+        """Its hold was acknowledged."""
+        story.is_held = True
+        self.note(story, "held")
+
+    def connects(self, story: Story, kind: BackendKind) -> None:
+        """It is about to be sent to a backend."""
+        if not story.is_held:
+            raise self.broken("a byte goes to a backend before the hold is acknowledged", story)
+        if story.amount is not None or story.is_released:
+            raise self.broken("a call is sent to a backend after its end", story)
+        story.tally, story.is_sent, story.status = Tally(kind), False, 0
+        self.note(story, "connects", kind.value)
+
+    def sees(self, story: Story, events: tuple[tuple[Fact, ...], ...]) -> None:
+        """Bytes of the backend are about to be fed to its machine."""
+        story.tally.see(events, story.hold.output_bound)
+        if events:
+            self.note(story, "bytes", events)
+
+    def settles(self, story: Story, charge: Charge) -> None:
+        """Its machine says what it costs: to the unit what the auditor says."""
+        expected = min(story.terms.cost(story.tally.owed(story.own, story.model.billed_count)), story.hold.amount)
+        self.note(story, "settles", (charge.ending.value, charge.amount))
+        if story.amount is not None or story.is_released:
+            raise self.broken("a call ends twice", story)
+        if charge.amount != expected:
+            raise self.broken(f"charged {charge.amount}, the call cost {expected}", story)
+        if not 0 <= charge.amount <= story.hold.amount:
+            raise self.broken(f"charged {charge.amount} of a hold of {story.hold.amount}", story)
+        if (charge.ending is Ending.HOLD_SPENT) != story.tally.is_spent:
+            raise self.broken(f"ended as {charge.ending}; the hold was spent: {story.tally.is_spent}", story)
+        if not story.is_accepted:
+            raise self.broken("a call is charged that no backend has accepted", story)
+        story.amount = charge.amount
+        # From here on it is the journal's turn, which has a second.
+        story.journal_failed_us = self._now_us() + JOURNAL_PATIENCE_US
+        self.endings[charge.ending.value] += 1
+
+    def releases(self, story: Story, reason: str) -> None:
+        """Its machine gives the hold back: nothing may have been generated for it."""
+        self.note(story, "releases", reason)
+        if story.amount is not None or story.is_released:
+            raise self.broken("a call ends twice", story)
+        if story.is_accepted and story.tally.has_output:
+            raise self.broken("nothing is charged for what was generated", story)
+        story.is_released = True
+        self.endings["void"] += 1
+
+    def durable(self, story: Story, *, journal: bool = False, redis: bool = False) -> None:
+        """Its charge was acknowledged by the journal's disk, or by Redis."""
+        story.is_journaled |= journal
+        story.is_in_redis |= redis
+        self.note(story, "is durable", "journal" if journal else "redis")
+
+    def journal_failed(self, story: Story) -> None:
+        """The journal has not taken its charge."""
+        story.journal_failed_us = min(story.journal_failed_us, self._now_us())
+        self.note(story, "is not journaled")
+
+    def settle_failed(self, story: Story) -> None:
+        """Redis has not taken its charge; it is offered again and again."""
+        if story.settle_failed_us is None:
+            story.settle_failed_us = self._now_us()
+        self.note(story, "is not settled")
+
+    def last_byte(self, story: Story) -> None:
+        """The last byte of a call leaves: its charge is durable, or journal and Redis were both away for too long."""
+        self.note(story, "last byte")
+        if story.amount is None or story.is_journaled or story.is_in_redis:
+            return
+        failed_us = story.settle_failed_us
+        if failed_us is None or self._now_us() < max(failed_us, story.journal_failed_us) + SETTLE_PATIENCE_US:
+            raise self.broken("the last byte leaves before the charge is durable", story)
+
+    def over(self, story: Story, error: TollgateError | None) -> None:
+        """Its machine has ended and its client is served."""
+        story.is_over = True
+        if story.is_held and story.amount is None and not story.is_released:
+            raise self.broken("a call has ended, and its hold has not", story)
+        if story.amount is None and not story.is_released:
+            self.note(story, "is refused", error)
+            self.endings["refused" if story.was_asked else "turned away"] += 1
+
+    def orphaned(self, gateway: str) -> None:
+        """A gateway is gone, by what end ever: what is not over now stays as it is."""
+        for story in self.calls.values():
+            if story.gateway == gateway and not (story.is_over and story.is_in_redis):
+                story.is_orphan = True
+                self.note(story, "its gateway is gone")
+
+    def lost_disk(self, machine: str) -> None:
+        """A machine lost its disk: charges that were on it are in Redis or Postgres alone."""
+        for story in self.calls.values():
+            if story.machine == machine:
+                story.disk_lost = True
+                self.note(story, "the disk of its machine is lost")
+
+    # Told by Redis ---------------------------------------------------------------------------------------------------
+
+    def observe(self, verb: str, keys: Sequence[Argument], values: Sequence[Argument]) -> Callable[[Any], None] | None:
+        """A program sends a script; what is given is called with each of its replies, in the order of Redis."""
+        match verb:
+            case "hold":
+                return lambda reply: self._hold_ran(str(keys[7]), values, reply)
+            case "settle":
+                return lambda reply: self._settle_ran(values) if reply else None
+            case "void":
+                return lambda reply: self._void_ran(values) if reply else None
+            case "checkpoint":
+                sign = (str(keys[0]), str(values[0]))
+                stories = [story for value in values if isinstance(value, str) and (story := self.calls.get(value))]
+                points = [(story, story.so_far() if story.is_accepted else None) for story in stories]
+                return lambda _: self._checkpoint_ran(sign, points)
+            case _:
+                return None
+
+    def _hold_ran(self, instances: str, values: Sequence[Argument], reply: Any) -> None:
+        call, amount, instance = str(values[1]), int(values[2]), str(values[5])
+        story = self.calls[call]
+        money = self.money[story.owner]
+        if reply[0] != b"placed" or call in money.held:
+            return
+        story.sign = (instances, instance)
+        self._alive(story.sign)
+        money.held[call] = amount
+        self.note(story, "is placed in Redis", amount)
+        if money.free < 0:
+            raise self.broken(f"organization {story.owner} is {-money.free} below its limit", story)
+
+    def _settle_ran(self, values: Sequence[Argument]) -> None:
+        call, amount = str(values[0]), int(values[3])
+        story = self.calls[call]
+        money = self.money[story.owner]
+        is_recovered = b'"ending":"recovered"' in bytes(values[4])  # type: ignore[arg-type]
+        held = money.held.pop(call, None)
+        self.note(story, "is settled in Redis", ("recovered" if is_recovered else "", amount))
+        if is_recovered:
+            self._swept(story)
+        if held is None or is_recovered:
+            # Without a hold it was not foreseen; a recovered one may be corrected, and give money back.
+            money.slack += amount
+        if call not in self._settled:
+            self._settled.add(call)
+            money.spent += amount
+        elif not story.redis_forgot:
+            # Booking would leave it out and give the money back, but until then the customer is short of it.
+            raise self.broken("a call is settled twice in Redis", story)
+
+    def _void_ran(self, values: Sequence[Argument]) -> None:
+        call = str(values[0])
+        story = self.calls[call]
+        self.money[story.owner].held.pop(call, None)
+        self.note(story, "is voided in Redis", values[3])
+        # A gateway does the same, when Redis has forgotten, with holds of calls that have ended in it.
+        is_own = self._has_forgotten and (story.amount is not None or story.is_released)
+        if values[3] == "abandoned" and not is_own:
+            self._swept(story)
+
+    def _swept(self, story: Story) -> None:
+        now_us, never_us = self._now_us(), -SWEEP_US
+        is_silent = now_us - self._signs.get(story.sign, never_us) >= SILENCE_US
+        # A sweep takes its time: the gateway may have come back since it was looked for.
+        was_silent = now_us - self._silent.get(story.sign, never_us) < SWEEP_US
+        # Whoever has taken over the journal of a dead process knows that it is dead, and need not wait.
+        if not (is_silent or was_silent or story.is_orphan):
+            raise self.broken("a sweeper ends a call whose gateway has just shown a sign of life", story)
+
+    def _checkpoint_ran(self, sign: tuple[str, str], points: Sequence[tuple[Story, int | None]]) -> None:
+        self._alive(sign)
+        for story, cost in points:
+            is_held = str(story.call_id) in self.money[story.owner].held
+            if is_held:
+                story.kept = cost
+            if cost is not None and (is_held or story.redis_forgot):
+                # A Redis that was put back has holds of which only it knows.
+                story.ever_kept.add(cost)
+            self.note(story, "is kept by a checkpoint", cost)
+
+    def _alive(self, sign: tuple[str, str]) -> None:
+        now_us = self._now_us()
+        if now_us - self._signs.get(sign, now_us) >= SILENCE_US:
+            self._silent[sign] = now_us
+        self._signs[sign] = now_us
+
+    def redis_forgets(self, sentence: str, lost: Mapping[UUID, int]) -> None:
+        """Redis lost what it knew, and with it settles of these amounts that may be in no book.
+
+        Running calls have no hold now: they end late, beyond the limit of their organization at worst.
+        """
+        self.note(None, sentence, sum(lost.values()))
+        self._has_forgotten = True
+        self._signs.clear()
+        for owner, money in self.money.items():
+            money.slack += sum(money.held.values()) + lost.get(owner, 0)
+            money.held.clear()
+        for story in self.calls.values():
+            story.redis_forgot = True
+            story.kept = None
+
+    # Told by the operator --------------------------------------------------------------------------------------------
+
+    def granted(self, owner: UUID, amount: int) -> None:
+        """An organization has more credit."""
+        self.money[owner].credits += amount
+        self.note(None, "credit is granted", (owner, amount))
+
+    def taken_back(self, owner: UUID, amount: int) -> None:
+        """What was left of a grant is gone; holds may have counted on it a moment before."""
+        money = self.money[owner]
+        money.credits -= amount
+        money.slack += amount
+        self.note(None, "a grant is voided", (owner, amount))
+
+    def limited(self, owner: UUID, limit: int) -> None:
+        """An organization has another credit limit; what is held already stays held."""
+        money = self.money[owner]
+        money.slack += max(0, money.limit - limit)
+        money.limit = limit
+        self.note(None, "the credit limit is changed", (owner, limit))
+
+    def priced(self, version_id: UUID, sold: Sold) -> None:
+        """A price was published; the one before it ends where it begins."""
+        for name, earlier in self.versions.items():
+            if (earlier.model, earlier.meter, earlier.until_us) == (sold.model, sold.meter, None):
+                self.versions[name] = replace(earlier, until_us=sold.since_us)
+        self.versions[version_id] = sold
+        self.note(None, "a price is published", (sold.model, sold.meter.value, sold.price))
+
+    # What must be true at rest ---------------------------------------------------------------------------------------
+
+    def check_booked(self, rows: Iterable[Row]) -> None:
+        """A minute after all parts are up: each call that must be charged has its row, none has two."""
+        charged = self._by_call(rows)
+        for story in self.calls.values():
+            if not story.may_be_free and story.call_id not in charged:
+                raise self.broken("a call that must be charged is not booked", story)
+
+    def check_amounts(self, rows: Iterable[Row]) -> None:
+        """After every journal was replayed: each call costs what it must, to the unit."""
+        charged = self._by_call(rows)
+        for story in self.calls.values():
+            if story.call_id in charged:
+                total = sum(row.amount for row in charged[story.call_id])
+                if total not in story.possible:
+                    raise self.broken(f"booked {total}, possible are {sorted(story.possible)}", story)
+            elif not story.may_be_free:
+                raise self.broken("a call that must be charged is not booked", story)
+
+    def _by_call(self, rows: Iterable[Row]) -> dict[UUID, list[Row]]:
+        charged: dict[UUID, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: row.corrects is not None):
+            call_id = row.corrects or row.call_id
+            story = self.calls.get(str(call_id))
+            if story is None:
+                raise self.broken(f"a charge of the unknown call {call_id}")
+            before = charged.setdefault(call_id, [])
+            if len(before) != (0 if row.corrects is None else 1):
+                raise self.broken(f"a row of {row.amount} too many: {[one.amount for one in before]} are there", story)
+            before.append(row)
+            if (row.owner, row.hold, row.price_version_ids) != (
+                story.owner, story.hold.amount, story.hold.rates.version_ids,
+            ):  # fmt: skip
+                raise self.broken(f"booked on other terms than those of its hold: {row}", story)
+            if not 0 <= sum(one.amount for one in before) <= row.hold:
+                raise self.broken(f"booked {[one.amount for one in before]}, held were {row.hold}", story)
+        return charged
+
+
+def _terms(request: CallRequest, model: Model, prices: Mapping[Meter, int]) -> Terms:
+    text = request.input_bound
+    prompt = model.context_length if text is None else min(model.context_length, text + TEMPLATE_TOKENS)
+    made = 0
+    if request.endpoint is not Endpoint.EMBEDDINGS:
+        made = min(request.max_output_tokens or model.context_length, model.context_length) * request.choices
+    return Terms(prompt, made, prices)
