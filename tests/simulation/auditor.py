@@ -288,6 +288,13 @@ class Auditor:
             self.note(story, "is refused", error)
             self.endings["refused" if story.was_asked else "turned away"] += 1
 
+    def story_of(self, call: object) -> Story:
+        """The call of this id."""
+        story = self.calls.get(str(call))
+        if story is None:
+            raise self.broken(f"there is no call {call}")
+        return story
+
     def orphaned(self, gateway: str) -> None:
         """A gateway is gone, by what end ever: what is not over now stays as it is."""
         for story in self.calls.values():
@@ -336,7 +343,7 @@ class Auditor:
 
     def _settle_ran(self, values: Sequence[Argument]) -> None:
         call, amount = str(values[0]), int(values[3])
-        story = self.calls[call]
+        story = self.story_of(call)
         money = self.money[story.owner]
         is_recovered = b'"ending":"recovered"' in bytes(values[4])  # type: ignore[arg-type]
         held = money.held.pop(call, None)

@@ -172,6 +172,13 @@ class Gateway:
         call.begin()
         return True
 
+    @property
+    def taken_places(self) -> int:
+        """Slots that are taken, and calls that wait for one."""
+        room, known = self.running.capacity.room, self.catalog.current.models.values()
+        backends = {each.backend.id for model in known for each in model.deployments}
+        return sum(room.in_flight(each) + room.waiting(each) for each in backends)
+
     def over(self, call: SimulatedCall) -> None:
         """A call has ended and its client is served."""
         del self.calls[call.call.hold_request.origin.call_id]
@@ -232,7 +239,7 @@ class WatchedHot(HotStore):
     ) -> None:
         """End a call with its charge."""
         auditor = self._gateway.world.auditor
-        story = auditor.calls[str(charge.call_id)]
+        story = auditor.story_of(charge.call_id)
 
         def answered(answer: int | Unavailable) -> None:
             if isinstance(answer, Unavailable):

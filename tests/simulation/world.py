@@ -230,6 +230,9 @@ class World:
             while any(gateway.open_calls for gateway in self.gateways):  # noqa: ASYNC110 - simulated time costs nothing
                 await asyncio.sleep(1)
         await asyncio.sleep(REST_SECONDS)
+        for gateway in self.gateways:
+            if gateway.taken_places:
+                raise self.auditor.broken(f"{gateway.taken_places} places are taken at rest in {gateway.name}")
 
     async def _restart(self) -> None:
         """The last journals are closed, and read by those that come after."""
