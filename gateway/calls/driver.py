@@ -303,7 +303,11 @@ class Driver:
         self._settling.begin()
 
     def _settled(self) -> None:
-        self._settling = None
+        settling, self._settling = self._settling, None
+        if settling is not None and settling.underway is not None and not settling.is_durable:
+            # Neither disk nor Redis has the charge: what was noted of the call stays until one of them does.
+            slot, self.slot = self.slot, NOWHERE
+            settling.underway.add_done_callback(lambda _: self._running.forget(slot))
         call = self.call
         assert call.charge is not None, "only a charge is settled"
         telemetry.CALLS.charged(call.charge)

@@ -125,11 +125,15 @@ class Running:
 
     def ended(self, driver: RunningCall) -> None:
         """A call has ended, durably."""
-        if driver.slot != NOWHERE and self.journal is not None and self.journal.open_calls is not None:
-            self.journal.open_calls.leave(driver.slot)
-            driver.slot = NOWHERE
+        self.forget(driver.slot)
+        driver.slot = NOWHERE
         self.drivers.discard(driver)
         self._changed.set()
+
+    def forget(self, slot: int) -> None:
+        """What was noted of a call is known elsewhere now."""
+        if slot != NOWHERE and self.journal is not None and self.journal.open_calls is not None:
+            self.journal.open_calls.leave(slot)
 
     def detach(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let work go on that must not end with the request it belongs to."""

@@ -29,7 +29,17 @@ class Settling:
     Where the hot store is away the charge goes on being offered to it in the background, for as long as it takes.
     """
 
-    __slots__ = ("_charge", "_hold", "_is_heard", "_is_journaled", "_is_over", "_running", "_then", "late_at")
+    __slots__ = (
+        "_charge",
+        "_hold",
+        "_is_heard",
+        "_is_journaled",
+        "_is_over",
+        "_running",
+        "_then",
+        "late_at",
+        "underway",
+    )
 
     def __init__(self, running: Running, hold: Hold, charge: Charge, then: Callable[[], None]) -> None:
         self._running = running
@@ -40,6 +50,13 @@ class Settling:
         self._is_heard: bool | None = None
         self._is_over = False
         self.late_at = float("inf")
+        self.underway: asyncio.Task[None] | None = None
+        """The settling that goes on in the background."""
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the charge would outlive this process."""
+        return bool(self._is_journaled or self._is_heard or (self.underway is not None and self.underway.done()))
 
     def begin(self) -> None:
         """Write to both. The journal first: its thread works while Redis does."""
@@ -82,7 +99,7 @@ class Settling:
         if self._is_heard:
             self._then()
             return
-        task = self._running.detach(self._running.settle(self._hold, self._charge))
+        task = self.underway = self._running.detach(self._running.settle(self._hold, self._charge))
         if self._is_journaled:
             self._then()
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from billing.hot.connection import HotConnection
 from billing.hot.store import make_hot_store
 from billing.journal.journal import open_journal
 from billing.store.engine import make_engine
@@ -102,3 +103,31 @@ async def test_a_hold_that_came_back_after_its_call_had_ended_is_released(
         await engine.dispose()
         await other.close()
         await gateway.close()
+
+
+async def test_a_file_that_ends_inside_a_transaction_is_made_whole(redis_process: RedisProcess) -> None:
+    script = "redis.call('INCR', 'one') redis.call('INCR', 'other') return 0"
+    file = redis_process.directory / "appendonly.aof"
+
+    async def run() -> None:
+        connection = await HotConnection.connect(redis_process.url)
+        await connection.execute("EVAL", script, 0)
+        await connection.close()
+
+    async def is_whole() -> bool:
+        content = file.read_bytes()
+        return content.count(b"MULTI") == content.count(b"EXEC")
+
+    await run()
+    redis_process.kill()
+    content = file.read_bytes()
+    # In the middle of the second command, as a power cut leaves it.
+    file.write_bytes(content[: content.rindex(b"other") + 2])
+    redis_process.restart()
+    await eventually(is_whole)
+    await run()
+    redis_process.kill()
+    redis_process.restart()
+    connection = await HotConnection.connect(redis_process.url)
+    assert await connection.execute("MGET", "one", "other") == [b"1", b"1"]
+    await connection.close()
