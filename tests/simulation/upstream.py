@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tests.simulation.calls import SimulatedCall
     from tests.simulation.gateway import Gateway
 
-_REFUSED: Final = BackendFailed("The model's backend cannot be reached.")
 _HEAD: Final = b"HTTP/1.1 %d X\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n"
 _ANSWERS: Final = tuple(vice for vice in Vice if vice not in (Vice.REFUSES, Vice.STALE))
 
@@ -55,7 +54,7 @@ class SimulatedPool(Pool):
         await gateway.go_on()
         if random.random() < gateway.world.weather.backends_bad / len(Vice):
             gateway.world.saw_backend_misbehave(Vice.REFUSES)
-            raise _REFUSED
+            raise BackendFailed("The model's backend cannot be reached.")
         connection = Connection(self)
         connection.connection_made(cast("Any", Socket(gateway, connection, self._kind)))
         return connection
