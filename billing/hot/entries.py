@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -59,10 +60,22 @@ def encode_request(request: HoldRequest) -> bytes:
 
 def encode_hold(request: HoldRequest, instance: str = "", encoded: bytes = b"") -> bytes:
     """The hold as JSON, without the time, which Redis puts in front; `encoded` is the request, where it is at hand."""
+    asked = encoded or encode_request(request)
+    if not request.buckets and not request.in_flight:
+        # As below, for those without limits, who are the most.
+        return b'{"instance":%b,"amount":"%d","tokens":[],"in_flight":[],"request":%b}' % (
+            _quoted(instance),
+            request.amount,
+            asked,
+        )
     tokens = tuple(bucket for bucket in request.buckets if bucket.scope.endswith(TOKENS_SUFFIX))
     places = tuple(place.scope for place in request.in_flight)
-    asked = msgspec.Raw(encoded or encode_request(request))
-    return _encoder.encode(_Written(instance, str(request.amount), tokens, places, asked))
+    return _encoder.encode(_Written(instance, str(request.amount), tokens, places, msgspec.Raw(asked)))
+
+
+@lru_cache(maxsize=16)
+def _quoted(instance: str) -> bytes:
+    return _encoder.encode(instance)
 
 
 def decode_hold(payload: bytes) -> HoldEntry:

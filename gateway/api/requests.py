@@ -49,16 +49,16 @@ def parse(endpoint: Endpoint, body: bytes) -> CallRequest:
         raise parameters.wrong("top_logprobs", "is only allowed when 'logprobs' is true")
     limits = [kept.pop(name) for name in ("max_tokens", "max_completion_tokens") if name in kept]
     return CallRequest(
-        endpoint=endpoint,
-        model=kept.pop("model"),
-        body=kept,
-        stream=stream,
-        include_usage=bool(options and options.get("include_usage")),
-        n=kept.pop("n", 1),
-        prompts=1 if endpoint is Endpoint.CHAT_COMPLETIONS else parameters.text_count(kept[subject]),
-        max_output_tokens=min(limits) if limits else None,
-        input_bound=_input_bound(endpoint, kept, len(body)),
-        end_user=decoded.get("user") or decoded.get("safety_identifier"),
+        endpoint,
+        kept.pop("model"),
+        kept,
+        stream,
+        bool(options and options.get("include_usage")),
+        kept.pop("n", 1),
+        1 if endpoint is Endpoint.CHAT_COMPLETIONS else parameters.text_count(kept[subject]),
+        min(limits) if limits else None,
+        _input_bound(endpoint, kept, len(body)),
+        decoded.get("user") or decoded.get("safety_identifier"),
     )
 
 

@@ -127,17 +127,17 @@ class _Arrival:
         if rates is None:
             raise _no_model(request.model)
         origin = CallOrigin(
-            call_id=self.call_id,
-            organization_id=principal.organization_id,
-            project_id=principal.project_id,
-            api_key_id=principal.api_key_id,
-            shard=principal.shard,
-            currency=principal.currency,
-            endpoint=request.endpoint,
-            model=model.id,
-            streamed=request.stream,
-            created_at=self.now,
-            end_user=request.end_user,
+            self.call_id,
+            principal.organization_id,
+            principal.project_id,
+            principal.api_key_id,
+            principal.shard,
+            principal.currency,
+            request.endpoint,
+            model.id,
+            request.stream,
+            self.now,
+            request.end_user,
         )
         hold = hold_request(request, origin, principal, model, rates)
         epoch = parts.catalog.epochs.get(principal.shard)

@@ -172,14 +172,11 @@ class Meter:
             self.flags.add("usage_invalid")
             return None
         of_prompt, of_completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-        return Reading(
-            prompt=prompt,
-            completion=completion,
-            cached=self._part(of_prompt, prompt, "cached_tokens"),
-            cache_write=self._part(of_prompt, prompt, "cache_write_tokens", "created_cache_tokens"),
-            reasoning=self._part(of_completion, completion, "reasoning_tokens")
-            or self._part(usage, completion, "reasoning_tokens"),
-        )
+        cached = self._part(of_prompt, prompt, "cached_tokens")
+        cache_write = self._part(of_prompt, prompt, "cache_write_tokens", "created_cache_tokens")
+        reasoning = self._part(of_completion, completion, "reasoning_tokens")
+        reasoning = reasoning or self._part(usage, completion, "reasoning_tokens")
+        return Reading(prompt, completion, cached, cache_write, reasoning)
 
     def _part(self, details: Any, whole: int, *names: str) -> int:
         if not isinstance(details, dict):
@@ -265,13 +262,9 @@ class Meter:
         if reading.prompt > input_bound or reading.completion > output_bound:
             flags.add("above_bound")
         usage = _bounded(reading, input_bound, output_bound)
-        return Measured(
-            usage=usage,
-            source=source,
-            reported={"usage": self.raw} if self.raw else None,
-            counted={"input": own.prompt, "output": own.completion, "exact": own.is_exact} if own else None,
-            flags=tuple(sorted(flags)),
-        )
+        reported = {"usage": self.raw} if self.raw else None
+        counted = {"input": own.prompt, "output": own.completion, "exact": own.is_exact} if own else None
+        return Measured(usage, source, reported, counted, tuple(sorted(flags)))
 
     def _best(self, own: OwnCount | None, billed: BilledCount) -> tuple[Reading, UsageSource]:
         if not self.knows_progress:
