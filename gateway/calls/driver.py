@@ -300,7 +300,19 @@ class Driver:
         self._place.leave()
         self._is_waiting = True
         self._settling = Settling(self._running, command.hold, command.charge, self._settled)
-        self._settling.begin()
+        if self._exchange.has_written:
+            # In the next turn of the loop: what the client is about to get goes before a thread is woken.
+            self._loop.call_soon(self._begin_settling, self._settling)
+        else:
+            self._settling.begin()
+
+    def _begin_settling(self, settling: Settling) -> None:
+        try:
+            settling.begin()
+        except Exception:
+            self._is_waiting = False
+            self._broke()
+            self._advance()
 
     def _settled(self) -> None:
         settling, self._settling = self._settling, None

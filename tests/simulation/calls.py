@@ -10,6 +10,7 @@ from gateway.calls import driver
 from gateway.calls.commands import Connect, CountTokens, PlaceHold, Release, SendBody, SendError, Settle
 from gateway.calls.driver import Driver
 from gateway.calls.machine import Phase
+from gateway.calls.settling import Settling
 from models.call import Hold, HoldRefusal, RefusedHold
 from models.errors import TollgateError
 from tests.simulation import tally
@@ -68,6 +69,10 @@ class SimulatedCall(Driver):
         else:
             auditor.note(self.story, "hold fails", answer.message)
             self.gateway.world.send_customers_away()
+
+    def _begin_settling(self, settling: Settling) -> None:
+        if not self.gateway.is_dead:
+            super()._begin_settling(settling)
 
     def _end(self) -> None:
         if not self._has_ended:

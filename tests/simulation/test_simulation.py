@@ -11,7 +11,7 @@ from tests.simulation.run import Servers, simulate
 pytestmark = pytest.mark.servers
 
 CALLS = 600
-SEEDS = (10, 5, 47)
+SEEDS = (10, 5, 39)
 
 
 def test_every_promise_holds_whatever_befalls(servers: Servers) -> None:
