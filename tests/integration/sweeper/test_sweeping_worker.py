@@ -98,7 +98,12 @@ async def test_a_worker_ends_the_calls_of_the_dead(
             async def booked() -> bool:
                 return charged.request.origin.call_id in await shop.charged()
 
+            async def counted() -> bool:
+                # The worker counts what it has committed a moment after others can see it.
+                return (await _metrics(port))[moved[0]] > before.get(moved[0], 0)
+
             await until(booked)
+            await until(counted)
             after = await _metrics(port)
     assert [after[name] - before.get(name, 0) for name in (*moved, *swept)] == [1, 0, 1, 1]
     assert f'tollgate_stream_lag_entries{{shard="{tenant.shard}"}}' in after
