@@ -110,6 +110,7 @@ def compare(repetitions: int, seconds: float) -> Table:
     table = Table("a gateway", "with a journal", "without", "difference, paired", title="Journal in a gateway")
     rows = (
         ("CPU µs a call, 64 at a time", cost.microseconds("with"), cost.microseconds("without")),
+        ("of it in threads", cost.threads_microseconds("with"), cost.threads_microseconds("without")),
         ("first byte p50 µs, 20 streams/s", _medians(latency.first_ns["with"]), _medians(latency.first_ns["without"])),
         ("last byte p50 µs, 20 streams/s", _medians(latency.whole_ns["with"]), _medians(latency.whole_ns["without"])),
     )

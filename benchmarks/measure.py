@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.backend import ANSWER, BURST, PACED
-from benchmarks.cpu import cpu_ns, tree
+from benchmarks.cpu import cpu_ns, threads_ns, tree
 from benchmarks.load import Order
 from benchmarks.tollgate import ROOT
 
@@ -66,11 +66,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One turn of one target: requests, and CPU nanoseconds of the target and of the parts beside it."""
+    """One turn of one target: requests, and CPU nanoseconds of the target and of the parts beside it.
+
+    `threads_ns` is the part of `cpu_ns` that was spent outside the first thread of each process.
+    """
 
     requests: int
     cpu_ns: int
     beside_ns: Mapping[str, int]
+    threads_ns: int
 
     @property
     def cpu_us_per_request(self) -> float:
@@ -88,6 +92,10 @@ class Cost:
     def microseconds(self, target: str) -> list[float]:
         """CPU time per request, one number a repetition."""
         return [slot.cpu_us_per_request for slot in self.slots.get(target, ())]
+
+    def threads_microseconds(self, target: str) -> list[float]:
+        """CPU time per request outside the first threads, one number a repetition."""
+        return [slot.threads_ns / 1_000 / slot.requests for slot in self.slots.get(target, ())]
 
     def beside_microseconds(self, target: str) -> dict[str, float]:
         """Median CPU time per request of each part beside the target."""
@@ -195,12 +203,13 @@ class Bench:
         order = order_for(target, scenario.model, scenario.streamed, seconds, concurrency=scenario.concurrency)
         pids = [pid for root in target.pids for pid in tree(root)]
         beside = {part: tree(root) for part, root in target.beside.items()}
+        threads_before = threads_ns(pids)
         before, beside_before = cpu_ns(pids), {part: cpu_ns(found) for part, found in beside.items()}
         # All that was sent is answered when this returns: nothing in flight at the second reading.
         outcome = self.send(target, order)
-        spent = cpu_ns(pids) - before
+        spent, in_threads = cpu_ns(pids) - before, threads_ns(pids) - threads_before
         beside_ns = {part: cpu_ns(found) - beside_before[part] for part, found in beside.items()}
-        return Slot(outcome["completed"], spent, beside_ns)
+        return Slot(outcome["completed"], spent, beside_ns, in_threads)
 
 
 def order_for(

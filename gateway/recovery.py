@@ -21,7 +21,7 @@ from billing.journal.frames import Record
 from billing.journal.journal import Journal
 from billing.journal.settles import read_open, replay_into
 from billing.settlement import correct, recovered_calls
-from billing.store.ledger import booked_calls
+from billing.store.ledger import booked_calls, doubtful_calls
 from billing.sweeper import end_all
 from gateway.catalog import CatalogCache
 from models.call import Charge, Checkpoint, Hold
@@ -151,10 +151,10 @@ class Recovery:
     async def _confirm(self) -> None:
         recovered: set[UUID] = set()
         for some in _pieces(self.journal.unconfirmed() - self._aside):
-            booked = await self._booked(some)
-            swept = await self._recovered(booked) if booked else booked
-            self.journal.forget(booked - swept)
-            recovered |= swept
+            async with self.engine.connect() as connection:
+                doubtful = await doubtful_calls(connection, some)
+            self.journal.forget(frozenset(some) - doubtful.missing - doubtful.recovered)
+            recovered |= doubtful.recovered
         if recovered:
             await self._compare(recovered)
 

@@ -13,11 +13,12 @@ from uuid import UUID
 
 import structlog
 
+from billing.journal.batches import Batches, JournalUnavailable, Then
 from billing.journal.claims import Claim, claim, instances
 from billing.journal.frames import FRAME_BYTES, HEADER_BYTES, Record
 from billing.journal.open_calls import OpenCalls, open_call_paths, read_open_calls
 from billing.journal.segments import DAMAGED_SUFFIX, Contents, read_segment, segment_paths, sync_directory
-from billing.journal.writer import JournalUnavailable, Outcome, Sealed, Then, Writer
+from billing.journal.writer import Outcome, Sealed, Writer
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 OPEN_CALLS: Final = 2_048
@@ -94,6 +95,7 @@ class Journal:
         self._logged: str | None = None
         number = max((int(path.stem) for path in self._inheriting), default=0)
         self._writer = Writer(owned.home, owned.instance_id, number, segment_bytes, self._report)
+        self._batches = Batches(self._loop, self._writer.put)
         self._log_trouble()
 
     # Writing ---------------------------------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ class Journal:
     def append(self, record: Record, *, in_flight: int = 0) -> asyncio.Future[None]:
         """Write a record; the future is done when it is on disk, and futures are done in the order of appending.
 
-        `in_flight` is how many calls run now: among many, a write waits up to 8 ms for others to share it with.
+        `in_flight` is how many calls run now: among many, a write waits up to 16 ms for others to share it with.
 
         The future fails with `JournalUnavailable` where the disk is full and the reserve used up, or fails again and
         again. Such a record may be found by a later replay all the same.
@@ -118,8 +120,7 @@ class Journal:
         elif len(record.payload) > self._largest_bytes:
             then(JournalUnavailable(f"a record of {len(record.payload)} bytes is larger than a segment"))
         else:
-            self._writer.in_flight = in_flight
-            self._writer.put((record, then))
+            self._batches.add(record, then, in_flight)
 
     @property
     def is_healthy(self) -> bool:
@@ -146,6 +147,7 @@ class Journal:
         if self._is_closed:
             return
         self._is_closed = True
+        self._batches.hand_over()
         await asyncio.to_thread(self._writer.stop)
         # The thread's last report is on its way through the loop, before this.
         await asyncio.sleep(0)
@@ -308,10 +310,7 @@ class Journal:
             self._loop.call_soon_threadsafe(self._heard, outcome)
 
     def _heard(self, outcome: Outcome) -> None:
-        for then in outcome.waiting[: outcome.durable]:
-            then(None)
-        for then in outcome.waiting[outcome.durable :]:
-            then(JournalUnavailable(f"the journal cannot be written ({outcome.reason})"))
+        self._batches.written(outcome.durable, outcome.lost, outcome.reason)
         for sealed in outcome.sealed:
             self._keep(sealed)
         self._log_trouble()

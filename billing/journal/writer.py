@@ -13,26 +13,15 @@ from uuid import UUID
 
 from billing.journal.frames import FRAME_BYTES, Record, frame
 from billing.journal.segments import SegmentFile
-from models.errors import Unavailable
 
 RETRY_MS: Final = 250
 """How long after a failure a new segment is tried for, and again."""
 STUCK_MS: Final = 2_000
 """A write that takes longer is a disk that hangs: new calls are refused in as much time."""
 
-CROWD: Final = 4
-"""Calls in flight from which writes are paced, since they then have company soon."""
-PACE_MS: Final = 8
-"""Time between two writes in a crowd. A write costs 150 µs of CPU, most of it waking threads and the disk, however many
-records share it; at 1,400 calls a second this makes it 13 µs a call instead of 70. A lone call never waits."""
-
 _TRIES: Final = 2
 """Segments that one batch may spoil: where the second fails too, it is the disk, and the caller must know."""
 _NS_PER_MS: Final = 1_000_000
-
-
-class JournalUnavailable(Unavailable):
-    """The record is not known to be on disk: settle straight to the hot store. It may still be found by a replay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +32,12 @@ class Sealed:
     call_ids: frozenset[UUID]
 
 
-Then = Callable[[JournalUnavailable | None], None]
-"""Is told that a record is on disk (None), or why that is not known."""
-
-Ticket = tuple[Record, Then]
-"""A record, and who waits for it; this thread hands that back and never calls it."""
-
-
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: the first `durable` records are on disk, `reason` says why the others are not."""
+    """What became of a batch: the first `durable` records are on disk, of the `lost` ones `reason` says why not."""
 
-    waiting: Sequence[Then] = ()
     durable: int = 0
+    lost: int = 0
     reason: str = ""
     sealed: list[Sealed] = field(default_factory=list)
 
@@ -72,14 +54,12 @@ class Writer:
     ) -> None:
         self.trouble: str | None = None
         self.failures = 0
-        self.in_flight = 0
-        self._written_at_ns = 0
         self._home = home
         self._instance_id = instance_id
         self._number = number
         self._segment_bytes = segment_bytes
         self._report = report
-        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Record] | None] = SimpleQueue()
         self._current: SegmentFile | None = None
         self._spare: SegmentFile | None = None
         self._call_ids: list[UUID] = []
@@ -101,9 +81,9 @@ class Writer:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def put(self, ticket: Ticket) -> None:
-        """Let a record be written; costs the caller less than a microsecond."""
-        self._queue.put(ticket)
+    def put(self, records: list[Record]) -> None:
+        """Let records be written."""
+        self._queue.put(records)
 
     def stop(self) -> None:
         """Write what waits, end the thread and return when it has ended; blocks."""
@@ -123,34 +103,23 @@ class Writer:
             self._busy_since_ns = 0
         self._end()
 
-    def _take(self) -> tuple[list[Ticket], bool]:
+    def _take(self) -> tuple[list[Record], bool]:
         """All that waits, or nothing where it is time to try for a spare; and whether there will be no more."""
         try:
-            first = self._queue.get(timeout=None if self._spare else RETRY_MS / 1_000)
+            waiting = [self._queue.get(timeout=None if self._spare else RETRY_MS / 1_000)]
         except Empty:
             return [], False
-        if first is not None and self.in_flight >= CROWD:
-            self._pace()
-        self._written_at_ns = time.monotonic_ns()
-        batch = [first]
-        batch += (self._queue.get_nowait() for _ in range(self._queue.qsize()))
+        waiting += (self._queue.get_nowait() for _ in range(self._queue.qsize()))
         # The end is asked for once, after everything else.
-        is_last = batch[-1] is None
-        return [ticket for ticket in batch if ticket is not None], is_last
+        is_last = waiting[-1] is None
+        return [record for records in waiting if records is not None for record in records], is_last
 
-    def _pace(self) -> None:
-        """Let others come along, where the last write was a moment ago."""
-        rest_ns = self._written_at_ns + PACE_MS * _NS_PER_MS - time.monotonic_ns()
-        if rest_ns > 0:
-            time.sleep(rest_ns / 1_000 / _NS_PER_MS)
-
-    def _commit(self, batch: list[Ticket]) -> Outcome:
-        outcome = Outcome([then for _, then in batch])
-        tries = _TRIES
+    def _commit(self, batch: list[Record]) -> Outcome:
+        durable, tries, reason = 0, _TRIES, ""
         try:
-            while outcome.durable < len(batch):
-                segment = self._segment(FRAME_BYTES + len(batch[outcome.durable][0].payload))
-                frames, call_ids = _fill(segment, batch[outcome.durable :])
+            while durable < len(batch):
+                segment = self._segment(FRAME_BYTES + len(batch[durable].payload))
+                frames, call_ids = _fill(segment, batch[durable:])
                 try:
                     segment.write(frames)
                 except OSError as error:
@@ -160,15 +129,15 @@ class Writer:
                         self._rest()
                         raise
                 else:
-                    outcome.durable += len(call_ids)
+                    durable += len(call_ids)
                     self._call_ids += call_ids
                     if self._spare is not None:
                         self.trouble = None
         except Exception as error:
             # Whatever it was: nobody may wait for ever, and the thread must serve the next batch.
-            outcome.reason = f"{type(error).__name__}: {error}"
-        outcome.sealed, self._sealed = self._sealed, []
-        return outcome
+            reason = f"{type(error).__name__}: {error}"
+        sealed, self._sealed = self._sealed, []
+        return Outcome(durable, len(batch) - durable, reason, sealed)
 
     def _segment(self, size_bytes: int) -> SegmentFile:
         """A segment with room for a frame; raises `OSError` where the reserve is used up and no space has come back."""
@@ -226,12 +195,12 @@ class Writer:
         self._report(Outcome(sealed=self._sealed))
 
 
-def _fill(segment: SegmentFile, tickets: Sequence[Ticket]) -> tuple[bytes, list[UUID]]:
+def _fill(segment: SegmentFile, records: Sequence[Record]) -> tuple[bytes, list[UUID]]:
     """The frames of as many records as there is room for, which is one at least, and their calls."""
     parts: list[bytes] = []
     call_ids: list[UUID] = []
     room = segment.room_bytes
-    for record, _ in tickets:
+    for record in records:
         room -= FRAME_BYTES + len(record.payload)
         if room < 0:
             break

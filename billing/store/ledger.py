@@ -157,6 +157,30 @@ async def booked_calls(connection: AsyncConnection, call_ids: Collection[UUID]) 
     return frozenset(rows.scalars())
 
 
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """Of some calls: those without a charge, and those whose charge is a sweeper's."""
+
+    missing: frozenset[UUID]
+    recovered: frozenset[UUID]
+
+
+async def doubtful_calls(connection: AsyncConnection, call_ids: Collection[UUID]) -> Doubtful:
+    """Which of many calls are not booked as their gateway ended them: hardly any, so only these are answered."""
+    rows = await connection.execute(
+        text(
+            "select asked.id, charge.call_id is null from unnest(cast(:calls as uuid[])) asked (id)"
+            " left join charge on charge.call_id = asked.id where charge.call_id is null or charge.ending = 'recovered'"
+        ),
+        {"calls": list(call_ids)},
+    )
+    missing: set[UUID] = set()
+    recovered: set[UUID] = set()
+    for call_id, is_missing in rows:
+        (missing if is_missing else recovered).add(call_id)
+    return Doubtful(frozenset(missing), frozenset(recovered))
+
+
 async def copy_charges(connection: AsyncConnection, charges: Iterable[tuple[int, FundedCharge]]) -> None:
     """Insert charges by posting id, with COPY.
 

@@ -19,8 +19,9 @@ from uuid import UUID
 
 from billing.journal import journal as journals
 from billing.journal import writer
+from billing.journal.frames import Record
 from billing.journal.journal import Journal, open_journal
-from billing.journal.writer import Outcome, Ticket, Writer, _fill
+from billing.journal.writer import Outcome, Writer, _fill
 from models.ids import uuid7
 from tests.simulation.faults import Fault, Faults
 
@@ -49,15 +50,15 @@ class LoopWriter(Writer):
     is_full = False
 
     def __init__(self, *arguments: Any) -> None:
-        self._tickets: list[Ticket] = []
+        self._records: list[Record] = []
         self._timer: asyncio.TimerHandle | None = None
         self.is_dead = False
         with patch.object(writer, "threading", SimpleNamespace(Thread=_NoThread)):
             super().__init__(*arguments)
 
-    def put(self, ticket: Ticket) -> None:
-        """Let a record be written with the others that come until then."""
-        self._tickets.append(ticket)
+    def put(self, records: list[Record]) -> None:
+        """Let records be written with the others that come until then."""
+        self._records += records
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.delay(), self._write)
 
@@ -70,25 +71,25 @@ class LoopWriter(Writer):
         """The process is killed; this part of the bytes that waited is on disk. Answers whether there were any."""
         if self._timer is not None:
             self._timer.cancel()
-        tickets, self._tickets, self.is_dead = self._tickets, [], True
-        if tickets and self._current is not None:
-            frames, _ = _fill(self._current, tickets)
+        records, self._records, self.is_dead = self._records, [], True
+        if records and self._current is not None:
+            frames, _ = _fill(self._current, records)
             self._current.write(frames[: int(len(frames) * torn)])
         for segment in (self._current, self._spare):
             if segment is not None:
                 segment.close()
-        return bool(tickets)
+        return bool(records)
 
     def _write(self) -> None:
         self._timer = None
-        tickets, self._tickets = self._tickets, []
-        if self.is_dead or not tickets:
+        records, self._records = self._records, []
+        if self.is_dead or not records:
             return
         if self.is_full:
             self._failed("the disk is full")
-            self._report(Outcome([future for _, future in tickets], reason="the disk is full"))
+            self._report(Outcome(lost=len(records), reason="the disk is full"))
             return
-        self._report(self._commit(tickets))
+        self._report(self._commit(records))
         if self._spare is None:
             self._prepare()
 

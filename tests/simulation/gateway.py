@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from billing.admission import hold_request
 from billing.hot.store import HotStore
+from billing.journal.batches import JournalUnavailable, Then
 from billing.journal.frames import Record
 from billing.journal.journal import Journal
-from billing.journal.writer import JournalUnavailable, Then
 from gateway.calls.capacity import Capacity, Place
 from gateway.calls.intake import able
 from gateway.calls.running import Running

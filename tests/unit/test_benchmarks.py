@@ -20,7 +20,7 @@ from benchmarks.report import NGINX, TOLLGATE, Report
 def cost(scenario: int, tollgate_us: list[int], nginx_us: list[int]) -> Cost:
     """A scenario's slots of one request each."""
     slots = {
-        name: [Slot(1, microseconds * 1_000, {"redis": 7_000}) for microseconds in numbers]
+        name: [Slot(1, microseconds * 1_000, {"redis": 7_000}, 0) for microseconds in numbers]
         for name, numbers in ((TOLLGATE, tollgate_us), (NGINX, nginx_us))
     }
     return Cost(SCENARIOS[scenario], slots)

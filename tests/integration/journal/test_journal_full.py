@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from billing.journal.batches import JournalUnavailable
 from billing.journal.journal import Journal
-from billing.journal.writer import JournalUnavailable
 from tests.integration.journal.conftest import SMALL_BYTES, Opening, record, until
 
 pytestmark = pytest.mark.anyio

@@ -14,9 +14,9 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
+from billing.journal.batches import JournalUnavailable
 from billing.journal.frames import HEADER_BYTES, Record
 from billing.journal.journal import open_journal
-from billing.journal.writer import JournalUnavailable
 from models.ids import uuid7
 from tests.integration.hot.nouns import NOW
 from tests.integration.journal.conftest import SMALL_BYTES, Opening, left_in, payload_of, record, segments

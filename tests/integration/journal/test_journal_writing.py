@@ -14,10 +14,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from billing.journal import writer
+from billing.journal.batches import JournalUnavailable
 from billing.journal.frames import FRAME_BYTES, HEADER_BYTES
 from billing.journal.journal import open_journal
 from billing.journal.segments import SegmentFile
-from billing.journal.writer import JournalUnavailable
 from models.errors import Unavailable
 from models.ids import uuid7
 from tests.integration.hot.nouns import NOW
