@@ -129,6 +129,17 @@ def plan_booking(charges: Sequence[Charge], grants: Iterable[Grant]) -> Booking:
     )
 
 
+def plan_bookings(batches: Iterable[Sequence[Charge]], grants: Iterable[Grant]) -> list[Booking]:
+    """`plan_booking` of one batch after the other, each with what the ones before have left."""
+    left = {grant.id: grant for grant in grants}
+    bookings = []
+    for batch in batches:
+        bookings.append(booking := plan_booking(batch, left.values()))
+        for grant_id, amount in booking.draws.items():
+            left[grant_id] = replace(left[grant_id], remaining=Units(left[grant_id].remaining - amount))
+    return bookings
+
+
 def refusal(charge: Charge, currency: str | None) -> str | None:
     """Why a decoded charge from the stream cannot be booked, or None; `currency` is its organization's, None if
     there is no such organization."""

@@ -9,7 +9,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from billing import usage
 from billing.booking import (
     UNBILLED,
     Booking,
@@ -26,15 +27,18 @@ from billing.booking import (
     correction,
     correction_id,
     plan_booking,
+    plan_bookings,
     plan_return,
     refusal,
 )
 from billing.failpoints import failpoint
 from billing.hot.entries import decode_charge
 from billing.hot.store import HotStore, StreamEntry
+from billing.months import month_of
 from billing.projection import project
 from billing.store import balances, charges, grants, ledger, shards
 from billing.store.ledger import DeadEntry, Posting, UnsendableRow
+from billing.store.usage import add_days, add_hours
 from models.call import Charge
 from models.errors import Conflict, InvalidRequest, NotFound
 from models.ids import uuid7
@@ -168,12 +172,13 @@ def _refuse_impossible(grant: Grant, now: datetime) -> None:
         raise InvalidRequest("a grant must expire after it begins, and not in the past", param="expires_at")
 
 
-async def _lock(connection: AsyncConnection, organization_id: UUID, currency: str | None = None) -> None:
-    locked = await balances.lock_money(connection, [organization_id])
-    if organization_id not in locked:
+async def _lock(connection: AsyncConnection, organization_id: UUID, currency: str | None = None) -> balances.Terms:
+    terms = (await balances.lock_money(connection, [organization_id])).get(organization_id)
+    if terms is None:
         raise NotFound("there is no such organization, or it has no accounts")
-    if currency is not None and locked[organization_id] != currency:
-        raise InvalidRequest(f"the organization's currency is {locked[organization_id]}", param="currency")
+    if currency is not None and terms.currency != currency:
+        raise InvalidRequest(f"the organization's currency is {terms.currency}", param="currency")
+    return terms
 
 
 async def _empty(
@@ -285,11 +290,12 @@ async def book_entries(
     without, they belong to an epoch that has ended.
     """
     items, dead = _decoded(lease.shard, entries)
-    currencies = await balances.lock_money(connection, {item.owner for item in items})
+    terms = await balances.lock_money(connection, {item.owner for item in items})
+    currencies = {owner: each.currency for owner, each in terms.items()}
     reasons = {item.entry.id: refusal(item.charge, currencies.get(item.owner)) for item in items}
     fresh = await _not_booked(connection, [item for item in items if reasons[item.entry.id] is None])
     attempt = _Attempt()
-    await _book(connection, lease, fresh, attempt)
+    await _book(connection, lease, terms, fresh, attempt)
     dead += [_dead(lease.shard, item, reason) for item in items if (reason := reasons[item.entry.id]) is not None]
     dead += [_dead(lease.shard, item, reason) for item, reason in attempt.refused]
     await ledger.add_dead_entries(connection, dead)
@@ -336,13 +342,19 @@ async def _not_booked(connection: AsyncConnection, items: Sequence[_Item]) -> li
     return [item for item in items if item.charge.call_id not in booked and first[item.charge.call_id] is item]
 
 
-async def _book(connection: AsyncConnection, lease: shards.Lease, items: Sequence[_Item], attempt: _Attempt) -> None:
+async def _book(
+    connection: AsyncConnection,
+    lease: shards.Lease,
+    terms: Mapping[UUID, balances.Terms],
+    items: Sequence[_Item],
+    attempt: _Attempt,
+) -> None:
     """Write items; where the database refuses one, halve them until it alone is left out."""
     if not items:
         return
     try:
         async with connection.begin_nested():
-            bookings = await _write(connection, lease, items)
+            batches = await _write(connection, lease, terms, items)
     except (DBAPIError, asyncpg.PostgresError, UnsendableRow) as error:
         if not _refuses_row(error):
             raise
@@ -350,57 +362,91 @@ async def _book(connection: AsyncConnection, lease: shards.Lease, items: Sequenc
             attempt.refused.append((items[0], f"refused by the database: {error}"))
             return
         middle = len(items) // 2
-        await _book(connection, lease, items[:middle], attempt)
-        await _book(connection, lease, items[middle:], attempt)
+        await _book(connection, lease, terms, items[:middle], attempt)
+        await _book(connection, lease, terms, items[middle:], attempt)
     else:
-        for owner, booking in bookings.items():
-            attempt.spent[owner] += booking.total
+        for batch in batches:
+            attempt.spent[batch.posting.organization_id] += batch.booking.total
 
 
-async def _write(connection: AsyncConnection, lease: shards.Lease, items: Sequence[_Item]) -> dict[UUID, Booking]:
-    """One posting for each organization of `items`, with its charges, draws and transfers."""
-    by_owner: dict[UUID, list[_Item]] = {}
-    for item in items:
-        by_owner.setdefault(item.owner, []).append(item)
-    available = await grants.spendable_grants(connection, by_owner)
-    bookings = {
-        owner: plan_booking([item.charge for item in mine], available.get(owner, ()))
-        for owner, mine in by_owner.items()
-    }
-    currencies = {owner: mine[0].charge.currency for owner, mine in by_owner.items()}
-    await _enter(connection, {owner: _posting(lease, mine) for owner, mine in by_owner.items()}, bookings, currencies)
-    return bookings
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Charges that are booked with one posting."""
+
+    posting: Posting
+    booking: Booking
+    terms: balances.Terms
 
 
-async def _enter(
+async def _write(
     connection: AsyncConnection,
-    postings: Mapping[UUID, Posting],
-    bookings: Mapping[UUID, Booking],
-    currencies: Mapping[UUID, str],
-) -> None:
-    """Write one posting an organization: its charges, draws and transfers."""
-    accounts = await ledger.account_ids(connection, postings, set(currencies.values()))
-    posting_ids = await ledger.add_postings(connection, list(postings.values()))
-    posted = [(posting_id, (owner, bookings[owner])) for posting_id, owner in zip(posting_ids, postings, strict=True)]
+    lease: shards.Lease,
+    terms: Mapping[UUID, balances.Terms],
+    items: Sequence[_Item],
+) -> list[_Batch]:
+    """A posting for each organization and month of `items`, with its charges, draws and transfers."""
+    by_owner: dict[UUID, dict[Any, list[_Item]]] = {}
+    for item in items:
+        by_owner.setdefault(item.owner, {}).setdefault(_months(item.charge, terms[item.owner]), []).append(item)
+    available = await grants.spendable_grants(connection, by_owner)
+    batches = []
+    for owner, months in by_owner.items():
+        charged = [[item.charge for item in mine] for mine in months.values()]
+        for mine, booking in zip(months.values(), plan_bookings(charged, available.get(owner, ())), strict=True):
+            batches.append(_Batch(_posting(lease, mine, terms[owner]), booking, terms[owner]))
+    await _enter(connection, batches)
+    return batches
+
+
+def _months(charge: Charge, terms: balances.Terms) -> tuple[date, date]:
+    """The month that a charge is billed in, and the one of the books that it is posted in: no posting has two."""
+    return _billing_month(charge, terms), _effective_at(charge, terms).date().replace(day=1)
+
+
+def _billing_month(charge: Charge, terms: balances.Terms) -> date:
+    return max(month_of(charge.ended_at, terms.timezone), terms.open_month)
+
+
+def _effective_at(charge: Charge, terms: balances.Terms) -> datetime:
+    """When the call ended, or, where that period is closed, the beginning of the open one."""
+    return max(charge.ended_at, terms.closed_until).astimezone(UTC)
+
+
+async def _enter(connection: AsyncConnection, batches: Sequence[_Batch]) -> None:
+    """Write postings with their charges, draws, transfers, and the sums of usage."""
+    owners = {batch.posting.organization_id for batch in batches}
+    accounts = await ledger.account_ids(connection, owners, {batch.terms.currency for batch in batches})
+    posting_ids = await ledger.add_postings(connection, [batch.posting for batch in batches])
+    posted = list(zip(posting_ids, batches, strict=True))
 
     await ledger.copy_charges(
-        connection, ((posting_id, funded) for posting_id, (_, booking) in posted for funded in booking.funded)
+        connection, ((posting_id, funded) for posting_id, batch in posted for funded in batch.booking.funded)
     )
+    sums = [
+        usage.Batch(batch.terms.timezone, batch.posting.billing_month, batch.booking.funded)
+        for batch in batches
+        if batch.posting.billing_month is not None
+    ]
+    await add_hours(connection, usage.by_hour(sums))
+    await add_days(connection, usage.by_day(sums))
     await grants.draw(
         connection,
         [
             grants.Draw(posting_id, grant_id, amount)
-            for posting_id, (_, booking) in posted
-            for grant_id, amount in booking.draws.items()
+            for posting_id, batch in posted
+            for grant_id, amount in batch.booking.draws.items()
         ],
     )
     # Last, because every batch of a currency meets in the seller's revenue account and waits there.
     await ledger.add_transfers(
         connection,
         [
-            (posting_id, _with_revenue(Account(owner, kind, currencies[owner]), amount))
-            for posting_id, (owner, booking) in posted
-            for kind, amount in booking.by_account.items()
+            (
+                posting_id,
+                _with_revenue(Account(batch.posting.organization_id, kind, batch.terms.currency), amount),
+            )
+            for posting_id, batch in posted
+            for kind, amount in batch.booking.by_account.items()
         ],
         accounts,
     )
@@ -411,15 +457,16 @@ def _with_revenue(customer: Account, amount: Units) -> Transfer:
     return Transfer(customer, revenue, amount) if amount > 0 else Transfer(revenue, customer, Units(-amount))
 
 
-def _posting(lease: shards.Lease, items: Sequence[_Item]) -> Posting:
+def _posting(lease: shards.Lease, items: Sequence[_Item], terms: balances.Terms) -> Posting:
     first, last, owner = items[0].entry.id, items[-1].entry.id, items[0].owner
     return Posting(
         owner,
         # An entry's id is unique within an epoch only.
         f"charges:{lease.shard}:{lease.epoch}:{first}:{last}:{owner}",
         PostingKind.CHARGE_BATCH,
-        max(item.charge.ended_at for item in items),
+        max(_effective_at(item.charge, terms) for item in items),
         {"shard": lease.shard, "epoch": lease.epoch, "first": first, "last": last, "calls": len(items)},
+        _billing_month(items[0].charge, terms),
     )
 
 
@@ -469,7 +516,7 @@ async def _correct(connection: AsyncConnection, journaled: Charge) -> Charge | N
     home = select(organization.c.shard).where(organization.c.id == owner).scalar_subquery()
     # In the order of a worker. An export waits for whoever has a shard, so that no posting appears below its watermark.
     await connection.execute(select(shard_row.c.id).where(shard_row.c.id == home).with_for_update())
-    await _lock(connection, owner)
+    terms = await _lock(connection, owner)
     booked = await charges.find_charge(connection, call_id, charges.ChargeFilter(organization_id=owner))
     if booked is None:
         raise NotFound(f"call {call_id} is not booked")
@@ -490,10 +537,11 @@ async def _correct(connection: AsyncConnection, journaled: Charge) -> Charge | N
         owner,
         f"correction:{call_id}",
         PostingKind.CHARGE_BATCH,
-        difference.ended_at,
+        _effective_at(difference, terms),
         {"corrects": str(call_id), "calls": 1},
+        _billing_month(difference, terms),
     )
-    await _enter(connection, {owner: posting}, {owner: booking}, {owner: difference.currency})
+    await _enter(connection, [_Batch(posting, booking, terms)])
     await balances.move_balances(connection, {owner: -difference.amount})
     return difference
 

@@ -83,7 +83,7 @@ class Recovery:
             await self._end_left(path, noted)
         for instance_id in tuple(self.journal.dead):
             await self._bury(instance_id)
-            self.journal.dead.discard(instance_id)
+            self.journal.buried(instance_id)
 
     async def _bury(self, instance_id: UUID) -> None:
         """End what a dead process still holds, mostly for calls that no backend was sent.

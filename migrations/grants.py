@@ -32,6 +32,18 @@ RIGHTS: Final = {
     "shard": "select, update (epoch, position, updated_at)",
     "organization_balance": _KEEP,
     "dead_entry": "select, insert, update (resolved_at)",
+    "book": "select, update (closed_until)",
+    "usage_hour": _KEEP,
+    "usage_day": _KEEP,
+    "seller": _KEEP,
+    "tax_rule": "select, insert, update (effective)",
+    "billing_month": _APPEND,
+    "invoice_series": _KEEP,
+    # Drafts may be thrown away.
+    "invoice": f"{_KEEP}, delete",
+    "invoice_line": f"{_APPEND}, delete",
+    "payment": "select, insert, update (refunded, grant_id)",
+    "allocation": _APPEND,
     "reconciliation": _APPEND,
     "audit_log": _APPEND,
     # Claims of requests are dropped when they are old.

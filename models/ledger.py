@@ -26,6 +26,13 @@ class AccountKind(StrEnum):
     BREAKAGE = "breakage"
     ROUNDING = "rounding"
     SUSPENSE = "suspense"
+    TAX_PAYABLE = "tax_payable"
+    BAD_DEBT = "bad_debt"
+    MODEL_OWNER_PAYABLE = "model_owner_payable"
+    INFRASTRUCTURE_PAYABLE = "infrastructure_payable"
+    RESELLER_PAYABLE = "reseller_payable"
+    PROVIDER_COST = "provider_cost"
+    PROVIDER_PAYABLE = "provider_payable"
 
 
 ORGANIZATION_ACCOUNTS = (
@@ -41,6 +48,8 @@ DEBIT_NORMAL = frozenset(
         AccountKind.CASH_CLEARING,
         AccountKind.PROMO_EXPENSE,
         AccountKind.SUSPENSE,
+        AccountKind.BAD_DEBT,
+        AccountKind.PROVIDER_COST,
     }
 )
 """Accounts that grow on the debit side."""
@@ -55,6 +64,13 @@ class PostingKind(StrEnum):
     EXPIRE = "expire"
     VOID_GRANT = "void_grant"
     REVERSAL = "reversal"
+    INVOICE = "invoice"
+    VOID_INVOICE = "void_invoice"
+    CREDIT_NOTE = "credit_note"
+    PAYMENT = "payment"
+    REFUND = "refund"
+    WRITE_OFF = "write_off"
+    COST = "cost"
 
 
 class GrantKind(StrEnum):

@@ -88,7 +88,7 @@ class Journal:
         # Notes of calls that nobody has ended yet, of dead instances and of this one's own earlier life.
         self._left: dict[Path, _Left] = {}
         self.dead: set[UUID] = set()
-        """Instances that `replay` found dead: their owner ends what they hold elsewhere, and takes them out."""
+        """Instances that `replay` found dead: their owner ends what they hold elsewhere, then calls `buried`."""
         self._take_left(owned)
         self.open_calls = self._note_calls(open_calls)
         self._is_closed = False
@@ -220,6 +220,13 @@ class Journal:
             path.unlink()
         self._release_empty(owned)
 
+    def buried(self, instance_id: UUID) -> None:
+        """What a dead instance held elsewhere has ended. Its directory stays until then: it says whom to look after,
+        should this process die in the middle of it."""
+        self.dead.discard(instance_id)
+        if instance_id in self._claims:
+            self._release_empty(self._claims[instance_id])
+
     def _note_calls(self, slots: int) -> OpenCalls | None:
         try:
             return OpenCalls.create(self._owned.home, slots)
@@ -241,15 +248,12 @@ class Journal:
             if owned is None:
                 continue
             self.dead.add(instance_id)
-            paths = segment_paths(owned.home)
-            if not self._take_left(owned) and not paths:
-                owned.release()
-                continue
+            self._take_left(owned)
             self._claims[instance_id] = owned
-            self._inheriting.update(dict.fromkeys(paths, owned))
+            self._inheriting.update(dict.fromkeys(segment_paths(owned.home), owned))
 
-    def _take_left(self, owned: Claim) -> bool:
-        """Read the notes of open calls that a process has left; whether there are any."""
+    def _take_left(self, owned: Claim) -> None:
+        """Read the notes of open calls that a process has left."""
         for path in open_call_paths(owned.home):
             try:
                 calls = list(read_open_calls(path))
@@ -260,7 +264,6 @@ class Journal:
                 _log.error("journal_not_readable", name=f"{path.parent.name}/{path.name}", reason=str(error))
             else:
                 self._left[path] = _Left(owned, calls)
-        return self._has_left(owned)
 
     def _has_left(self, owned: Claim) -> bool:
         return any(left.owned is owned for left in self._left.values())
@@ -297,7 +300,9 @@ class Journal:
             self._release_empty(owned)
 
     def _release_empty(self, owned: Claim) -> None:
-        if owned is self._owned or owned in self._inheriting.values() or self._has_left(owned):
+        if owned is self._owned or owned.instance_id in self.dead:
+            return
+        if owned in self._inheriting.values() or self._has_left(owned):
             return
         del self._claims[owned.instance_id]
         owned.release()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from sqlalchemy import Row, Select, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.money import Units
-from models.tables import organization, organization_balance, shard
+from models.tables import book, organization, organization_balance, shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +84,41 @@ async def balances_of_shard(connection: AsyncConnection, shard_id: int) -> list[
     return [_balance(row) for row in rows]
 
 
-async def lock_money(connection: AsyncConnection, organization_ids: Collection[UUID]) -> dict[UUID, str]:
-    """Lock the money of these organizations until the transaction ends; the currency of each that exists.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a booking needs to know of an organization while its money is locked.
 
-    Locked in the order of ids, so that two transactions wait for each other and never deadlock.
+    Charges of months before `open_month` are billed in that one; nothing is posted before `closed_until`.
+    """
+
+    currency: str
+    timezone: str
+    open_month: date
+    closed_until: datetime
+
+
+async def lock_money(connection: AsyncConnection, organization_ids: Collection[UUID]) -> dict[UUID, Terms]:
+    """Lock the money of these organizations until the transaction ends; the terms of each that exists.
+
+    Locked in the order of ids, so that two transactions wait for each other and never deadlock. No period closes
+    meanwhile.
     """
     rows = await connection.execute(
-        select(organization.c.id, organization.c.currency)
+        select(
+            organization.c.id,
+            organization.c.currency,
+            organization.c.timezone,
+            organization_balance.c.open_month,
+            book.c.closed_until,
+        )
         .join(organization_balance, organization_balance.c.organization_id == organization.c.id)
+        .join(book, book.c.id == 1)
         .where(organization.c.id.in_(organization_ids))
         .order_by(organization_balance.c.organization_id)
         .with_for_update(of=organization_balance)
+        .suffix_with("for share of book")
     )
-    return {row.id: row.currency for row in rows}
+    return {row.id: Terms(row.currency, row.timezone, row.open_month, row.closed_until) for row in rows}
 
 
 async def move_balances(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -27,6 +27,8 @@ class Posting:
     kind: PostingKind
     effective_at: datetime
     source: Mapping[str, Any] = field(default_factory=dict)
+    billing_month: date | None = None
+    """Of charges: the month of the organization that they are billed in."""
 
 
 class UnsendableRow(Exception):
@@ -45,12 +47,12 @@ class DeadEntry:
 
 _POST = text(
     """
-    insert into posting (organization_id, idempotency_key, kind, effective_at, source)
-      select organization_id, idempotency_key, kind, effective_at, cast(source as jsonb)
+    insert into posting (organization_id, idempotency_key, kind, effective_at, source, billing_month)
+      select organization_id, idempotency_key, kind, effective_at, cast(source as jsonb), billing_month
         from unnest(
           cast(:organizations as uuid[]), cast(:keys as text[]), cast(:kinds as text[]),
-          cast(:effective as timestamptz[]), cast(:sources as text[])
-        ) as row (organization_id, idempotency_key, kind, effective_at, source)
+          cast(:effective as timestamptz[]), cast(:sources as text[]), cast(:months as date[])
+        ) as row (organization_id, idempotency_key, kind, effective_at, source, billing_month)
       returning id, idempotency_key
     """
 )
@@ -112,6 +114,7 @@ async def add_postings(connection: AsyncConnection, postings: Sequence[Posting])
             "kinds": [row.kind.value for row in postings],
             "effective": [row.effective_at for row in postings],
             "sources": [encode_json(row.source) for row in postings],
+            "months": [row.billing_month for row in postings],
         },
     )
     ids: dict[str, int] = {row.idempotency_key: row.id for row in rows}

@@ -1,7 +1,4 @@
-"""Questions to the book, each a query that says of every row what it should be, what it is, and whether that is wrong.
-
-There is none on P7 yet: its question belongs here when there are invoices.
-"""
+"""Questions to the book: each a query that says of every row what it should be, what it is, and whether it is wrong."""
 
 from __future__ import annotations
 
@@ -188,10 +185,12 @@ _CONSERVATION: Final = (
         """
         with given as (
           select posting.organization_id,
-              sum(case when credit.organization_id is null then -amount else amount end) as amount
+              sum(case when credit.organization_id is null then 0 else amount end
+                - case when debit.organization_id is null then 0 else amount end) as amount
             from posting
             join transfer on transfer.posting_id = posting.id
             join account credit on credit.id = credit_account
+            join account debit on debit.id = debit_account
             where posting.kind <> 'charge_batch' group by 1
         ), charged as (
           select organization_id, sum(amount) as amount from charge group by 1
@@ -364,4 +363,54 @@ _CONSERVATION: Final = (
     ),
 )
 
-QUESTIONS: Final = (*_LOST, *_DOUBLE, *_OVERDRAFT, *_WRITE_AHEAD, *_CONSERVATION)
+_USAGE: Final = (
+    _whole(
+        "usage",
+        "P7",
+        "The sums by hour and by day, which usage, costs and invoices are made of, are those of the charges.",
+        "organizations",
+        """
+        with charged as (
+          select organization_id, count(*) filter (where corrects is null) as calls, sum(input_tokens) as input,
+              sum(cached_tokens) as cached, sum(cache_write_tokens) as written, sum(output_tokens) as output,
+              sum(reasoning_tokens) as reasoning, sum(amount) as amount
+            from charge group by 1
+        ), hours as (
+          select organization_id, sum(calls) as calls, sum(input_tokens) as input, sum(cached_tokens) as cached,
+              sum(cache_write_tokens) as written, sum(output_tokens) as output, sum(reasoning_tokens) as reasoning,
+              sum(amount) as amount, sum(unbilled) as unbilled
+            from usage_hour group by 1
+        ), days as (
+          select organization_id, sum(calls) as calls, sum(input_tokens) as input, sum(cached_tokens) as cached,
+              sum(cache_write_tokens) as written, sum(output_tokens) as output, sum(reasoning_tokens) as reasoning,
+              sum(amount) as amount, sum(unbilled) as unbilled
+            from usage_day group by 1
+        ), moved as (
+          select posting.organization_id,
+              sum(case when account.id = debit_account then amount else -amount end) as unbilled
+            from posting
+            join transfer on transfer.posting_id = posting.id
+            join account on account.kind = 'unbilled' and account.id in (debit_account, credit_account)
+            where posting.kind = 'charge_batch' group by 1
+        )
+        select format('organization %s', organization_id) as subject,
+            format('%s calls, %s in, %s out, %s, %s of it unbilled', charged.calls, charged.input, charged.output,
+              charged.amount, coalesce(moved.unbilled, 0)) as expected,
+            format('by hour %s calls, %s in, %s out, %s, %s of it unbilled; by day %s calls, %s in, %s out, %s, %s',
+              hours.calls, hours.input, hours.output, hours.amount, hours.unbilled, days.calls, days.input,
+              days.output, days.amount, days.unbilled) as found,
+            (charged.calls, charged.input, charged.cached, charged.written, charged.output, charged.reasoning,
+              charged.amount, coalesce(moved.unbilled, 0)) is distinct from
+            (hours.calls, hours.input, hours.cached, hours.written, hours.output, hours.reasoning, hours.amount,
+              hours.unbilled)
+            or hours is distinct from (days.organization_id, days.calls, days.input, days.cached, days.written,
+              days.output, days.reasoning, days.amount, days.unbilled) as wrong
+          from charged
+          full join hours using (organization_id)
+          full join days using (organization_id)
+          left join moved using (organization_id)
+        """,
+    ),
+)
+
+QUESTIONS: Final = (*_LOST, *_DOUBLE, *_OVERDRAFT, *_WRITE_AHEAD, *_CONSERVATION, *_USAGE)

@@ -17,8 +17,9 @@ PROMISES: Final = {
     "P4": "Write-ahead",
     "P5": "Conservation",
     "P6": "One price",
+    "P7": "Invoice = sum of its charges + tax",
 }
-"""Those of docs/promises.md that live data can show. P7, invoices, comes with the invoices."""
+"""Those of docs/promises.md that live data can show."""
 
 
 @dataclass(frozen=True, slots=True)

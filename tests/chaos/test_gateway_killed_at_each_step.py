@@ -44,9 +44,10 @@ from gateway.settings import Settings
 for failpoint in sys.argv[1:]:
     if not os.fork():
         failpoints._CHOSEN = failpoint
-        serve(Settings(), lambda port, _: print(failpoint, port, flush=True))
+        # In one write, or the lines of several processes would mix.
+        serve(Settings(), lambda port, _: os.write(1, f"{failpoint} {port}\\n".encode()))
 for _ in sys.argv[1:]:
-    print("ended", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    os.write(1, f"ended {os.waitstatus_to_exitcode(os.wait()[1])}\\n".encode())
 """
 """A gateway for each point, all from one program, since its start is the dearest part of it."""
 

@@ -82,7 +82,7 @@ class Shop:
                         meter=meter,
                         currency="USD",
                         price=price,
-                        effective=Range(now() - timedelta(days=1), None),
+                        effective=Range(now() - timedelta(days=70), None),
                         created_by="test",
                     )
                 )

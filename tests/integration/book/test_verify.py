@@ -91,7 +91,7 @@ async def test_an_untouched_book_is_clean(shop: Shop) -> None:
     assert failed == {}
     assert report.charges == 6
     assert [check.claim.promise for check in report.checks] == sorted(check.claim.promise for check in report.checks)
-    assert {check.claim.promise for check in report.checks} == {"P1", "P2", "P3", "P4", "P5", "P6"}
+    assert {check.claim.promise for check in report.checks} == {"P1", "P2", "P3", "P4", "P5", "P6", "P7"}
     rows = {check.name: check.rows for check in report.checks}
     assert rows | {"prices": 6, "funding": 6, "charged_once": 6, "calls_booked": 2, "hot_store": 2} == rows
     assert report.as_json()["checks"][0]["sentence"]
@@ -103,7 +103,7 @@ _LINE = "call_id, organization_id, project_id, api_key_id, currency, endpoint, m
  price_version_ids, created_at, ended_at, posting_id, funding, flags"
 _ANOTHER = f"insert into charge ({_LINE}) select {{}} from charge where call_id = :call"
 _CALL = "update charge set {} where call_id = :call"
-_SUMS = {"charges_posted", "draws", "conservation"}
+_SUMS = {"charges_posted", "draws", "conservation", "usage"}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ _SUMS = {"charges_posted", "draws", "conservation"}
         pytest.param(_CALL.format("hold = amount - 1"), {"within_hold", "prices"}, "found 71250", id="above its hold"),
         pytest.param(
             _CALL.format("amount = -1"),
-            {"within_hold", "prices", "funding", "charges_posted", "conservation"},
+            {"within_hold", "prices", "funding", "charges_posted", "conservation", "usage"},
             "found -1",
             id="below zero",
         ),
@@ -240,7 +240,7 @@ _SUMS = {"charges_posted", "draws", "conservation"}
         ),
         pytest.param(
             _CALL.format("amount = amount - 1"),
-            {"charges_posted", "funding", "prices", "conservation"},
+            {"charges_posted", "funding", "prices", "conservation", "usage"},
             "expected 71250, found 71249",
             id="an amount",
         ),
@@ -287,11 +287,16 @@ _SUMS = {"charges_posted", "draws", "conservation"}
         # P6
         *(
             pytest.param(
-                _CALL.format(f"input_tokens = input_tokens {sign} 10"), {"prices"}, f"expected {units},", id=name
+                _CALL.format(f"input_tokens = input_tokens {sign} 10"),
+                {"prices", "usage"},
+                f"expected {units},",
+                id=name,
             )
             for sign, units, name in (("+", 72_750, "tokens too many"), ("-", 69_750, "tokens too few"))
         ),
-        pytest.param(_CALL.format("cached_tokens = 101"), {"prices"}, "found tokens 100, 101", id="impossible tokens"),
+        pytest.param(
+            _CALL.format("cached_tokens = 101"), {"prices", "usage"}, "found tokens 100, 101", id="impossible tokens"
+        ),
         pytest.param(_CALL.format("price_version_ids = '{}'"), {"prices"}, "versions of tiny in USD", id="no price"),
         pytest.param(
             _CALL.format("price_version_ids = price_version_ids[1:2] || array[gen_random_uuid()]"),
@@ -346,8 +351,8 @@ async def test_all_wrong_rows_are_counted_and_the_first_are_shown(
         await connection.execute(text("alter table charge disable trigger user"))
         await connection.execute(text("update charge set output_tokens = output_tokens + 1"))
     report, failed = await _verified(shop)
-    assert failed.keys() == {"prices"}
-    [check] = [check for check in report.checks if not check.ok]
+    assert failed.keys() == {"prices", "usage"}
+    [check] = [check for check in report.checks if check.name == "prices"]
     assert (check.rows, check.wrong, len(check.findings)) == (25, 25, 20)
     rows = {check.name: check.rows for check in report.checks}
     assert rows | {"funding": 25, "calls_booked": 5, "charges_posted": 5, "transfers": 6, "draws": 5} == rows

@@ -102,6 +102,19 @@ async def test_two_survivors_do_not_take_the_same(opened: Opening) -> None:
     assert len(list(second.replay())) == 1
 
 
+async def test_a_dead_instance_is_known_until_it_is_buried(opened: Opening, tmp_path: Path) -> None:
+    process = start_writer(tmp_path, uuid7(NOW))
+    acknowledged(process, 1)
+    heir = opened()
+    records = list(heir.replay())
+    [dead] = heir.dead
+    heir.forget([one.call_id for one in records])
+    assert str(dead) in left_in(tmp_path), "whoever comes next must know of it, should the heir die now"
+    heir.buried(dead)
+    assert str(dead) not in left_in(tmp_path)
+    assert heir.dead == set()
+
+
 async def test_the_same_instance_again_goes_on_after_its_old_segments(tmp_path: Path) -> None:
     instance = uuid7(NOW)
     written: list[Record] = []
@@ -213,7 +226,10 @@ async def test_a_half_made_segment_is_cleared_away(opened: Opening, tmp_path: Pa
     home.mkdir()
     (home / "000000000001.segment").touch()
     (home / "000000000002.segment").write_bytes(bytes(500))
+    journal = opened()
     with capture_logs() as lines:
-        assert list(opened().replay()) == []
+        assert list(journal.replay()) == []
     assert not lines
+    assert list(home.iterdir()) == []
+    journal.buried(UUID(home.name))
     assert not home.exists()

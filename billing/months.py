@@ -1,0 +1,41 @@
+"""Months and days of an organization, in its own time zone: a call belongs to those in which it ended. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from typing import Final
+from zoneinfo import ZoneInfo
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_QUARTER: Final = timedelta(minutes=15)
+"""No time zone in use is apart from UTC by anything but whole quarters of an hour."""
+
+
+def day_of(moment: datetime, timezone: str) -> date:
+    """The day that a moment lies in, where the clocks show `timezone` (a name of the IANA database)."""
+    return _day_of_quarter((moment - _EPOCH) // _QUARTER, timezone)
+
+
+def month_of(moment: datetime, timezone: str) -> date:
+    """The first day of the month that a moment lies in, where the clocks show `timezone`."""
+    return day_of(moment, timezone).replace(day=1)
+
+
+def next_month(month: date) -> date:
+    """The first day of the month after the one that begins on `month`."""
+    return (month + timedelta(days=31)).replace(day=1)
+
+
+def bounds_of(month: date, timezone: str) -> tuple[datetime, datetime]:
+    """When a month begins and when the next one does, in UTC."""
+    return _midnight(month, timezone), _midnight(next_month(month), timezone)
+
+
+def _midnight(day: date, timezone: str) -> datetime:
+    return datetime.combine(day, time(), ZoneInfo(timezone)).astimezone(UTC)
+
+
+@lru_cache(maxsize=4_096)
+def _day_of_quarter(quarter: int, timezone: str) -> date:
+    return (_EPOCH + quarter * _QUARTER).astimezone(ZoneInfo(timezone)).date()
