@@ -11,6 +11,7 @@ from models.errors import Conflict, InvalidRequest, TollgateError, Unavailable
 _CONFLICTS: Final = {
     "backend_name_key": "A backend of this name exists. Choose another name, or update that backend.",
     "model_pk": 'A model of this id exists. Update it, or enable it again with "disabled": false.',
+    "tax_rule_no_overlap": "A part of this time already has a tax rule of this country. Begin the new one later.",
     "price_version_no_overlap": "A part of this time already has a price of this book, model, meter and currency.",
 }
 _INVALID: Final = {

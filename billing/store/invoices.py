@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.invoicing import MeterPrice, UsageGroup
 from billing.store.pages import AnyRow, Page, fetch_optional, fetch_page
+from models.catalog import Meter
 from models.invoice import (
     AmendmentReason,
     Invoice,
@@ -25,7 +28,17 @@ from models.invoice import (
     TaxTreatment,
 )
 from models.money import MilliUnits, Units
-from models.tables import billing_month, invoice, invoice_line
+from models.tables import (
+    billing_month,
+    invoice,
+    invoice_line,
+    invoice_series,
+    organization,
+    organization_balance,
+    price_version,
+    project,
+    usage_day,
+)
 
 ISSUED: Final = (
     InvoiceState.OPEN,
@@ -207,3 +220,181 @@ def korea_from(stored: Mapping[str, Any]) -> Korea:
             "reason": None if reason is None else AmendmentReason(reason),
         }
     )
+
+
+# Months --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BillingMonth:
+    """A month that was cut off, with its bounds on the clocks of its organization, in UTC."""
+
+    organization_id: UUID
+    month: date
+    timezone: str
+    starts_at: datetime
+    ends_at: datetime
+    cut_off_at: datetime
+
+
+async def find_month(connection: AsyncConnection, organization_id: UUID, month: date) -> BillingMonth | None:
+    """A month that was cut off; None where it was not."""
+    row = await fetch_optional(
+        connection,
+        select(billing_month).where(billing_month.c.organization_id == organization_id, billing_month.c.month == month),
+    )
+    return None if row is None else BillingMonth(**row._mapping)
+
+
+async def add_month(connection: AsyncConnection, ended: BillingMonth, open_month: date) -> None:
+    """Store a month that is cut off: from now on charges are billed in `open_month` or later. The money is locked."""
+    await connection.execute(insert(billing_month).values(**asdict(ended)))
+    await connection.execute(
+        update(organization_balance)
+        .where(
+            organization_balance.c.organization_id == ended.organization_id,
+            organization_balance.c.open_month < open_month,
+        )
+        .values(open_month=open_month)
+    )
+
+
+async def organizations_to_bill(connection: AsyncConnection, after: UUID | None, limit: int | None) -> list[UUID]:
+    """Organizations with accounts, in the order of their ids; closed ones among them, which owe what they used."""
+    statement = (
+        select(organization.c.id)
+        .join(organization_balance, organization_balance.c.organization_id == organization.c.id)
+        .order_by(organization.c.id)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(organization.c.id > after)
+    return list((await connection.execute(statement)).scalars())
+
+
+async def months_without_invoice(connection: AsyncConnection, organization_id: UUID, before: date) -> list[date]:
+    """Months before `before` with usage that is on no invoice, not even on a draft."""
+    billed = (
+        select(invoice.c.id)
+        .where(
+            invoice.c.organization_id == organization_id,
+            invoice.c.month == usage_day.c.billing_month,
+            invoice.c.kind == InvoiceKind.INVOICE,
+            invoice.c.state != InvoiceState.VOID,
+        )
+        .exists()
+    )
+    rows = await connection.execute(
+        select(usage_day.c.billing_month)
+        .where(usage_day.c.organization_id == organization_id, usage_day.c.billing_month < before, ~billed)
+        .group_by(usage_day.c.billing_month)
+        .order_by(usage_day.c.billing_month)
+    )
+    return list(rows.scalars())
+
+
+# What a draft is made of ---------------------------------------------------------------------------------------------
+
+
+async def usage_of(connection: AsyncConnection, organization_id: UUID, month: date) -> list[UsageGroup]:
+    """The sums of a month by project, model and prices; from the sums of its days, never from the charges."""
+    summed = ("calls", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+    amounts = (*summed, "amount", "unbilled")
+    key = (usage_day.c.project_id, project.c.name, usage_day.c.model, usage_day.c.price_version_ids)
+    rows = await connection.execute(
+        select(*key, *(func.sum(usage_day.c[name]).label(name) for name in amounts))
+        .outerjoin(project, project.c.id == usage_day.c.project_id)
+        .where(usage_day.c.organization_id == organization_id, usage_day.c.billing_month == month)
+        .group_by(*key)
+        .order_by(*key)
+    )
+    return [
+        UsageGroup(
+            project_id=row.project_id,
+            project_name=row.name,
+            model=row.model,
+            price_version_ids=tuple(row.price_version_ids),
+            **{name: int(getattr(row, name)) for name in amounts},
+        )
+        for row in rows
+    ]
+
+
+async def meter_prices(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, MeterPrice]:
+    """Price versions by id."""
+    rows = await connection.execute(
+        select(price_version.c.id, price_version.c.meter, price_version.c.price, price_version.c.scheme).where(
+            price_version.c.id.in_(ids)
+        )
+    )
+    return {row.id: MeterPrice(row.id, Meter(row.meter), MilliUnits(row.price), row.scheme) for row in rows}
+
+
+async def earlier_totals(connection: AsyncConnection, organization_id: UUID, month: date, count: int) -> list[int]:
+    """Totals of the issued invoices of up to `count` months before `month`, the latest first."""
+    rows = await connection.execute(
+        select(invoice.c.total)
+        .where(
+            invoice.c.organization_id == organization_id,
+            invoice.c.kind == InvoiceKind.INVOICE,
+            invoice.c.state.not_in((InvoiceState.DRAFT, InvoiceState.VOID)),
+            invoice.c.month < month,
+        )
+        .order_by(invoice.c.month.desc())
+        .limit(count)
+    )
+    return [int(total) for total in rows.scalars()]
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+async def add_document(connection: AsyncConnection, values: Mapping[str, Any], lines: Sequence[Line]) -> None:
+    """Store a draft of an invoice or a credit note; `values` are columns. The money of its organization is locked."""
+    await connection.execute(insert(invoice).values(**values, state=InvoiceState.DRAFT.value))
+    await _add_lines(connection, values["id"], lines)
+
+
+async def change_draft(
+    connection: AsyncConnection, invoice_id: UUID, values: Mapping[str, Any], lines: Sequence[Line]
+) -> None:
+    """Make a draft anew."""
+    await connection.execute(delete(invoice_line).where(invoice_line.c.invoice_id == invoice_id))
+    await _add_lines(connection, invoice_id, lines)
+    await change_document(connection, invoice_id, values)
+
+
+async def change_document(connection: AsyncConnection, invoice_id: UUID, values: Mapping[str, Any]) -> None:
+    """Change columns of a document; the database refuses those that stay when it is issued."""
+    await connection.execute(update(invoice).where(invoice.c.id == invoice_id).values(**values))
+
+
+async def next_number(connection: AsyncConnection, series: str) -> int:
+    """The next number of a series. It stays locked until the transaction ends, so that no number is ever missing.
+
+    Whoever takes one locks nothing after it: everybody who issues a document waits here.
+    """
+    statement = (
+        upsert(invoice_series)
+        .values(id=series, last_number=1)
+        .on_conflict_do_update(
+            index_elements=[invoice_series.c.id], set_={"last_number": invoice_series.c.last_number + 1}
+        )
+        .returning(invoice_series.c.last_number)
+    )
+    return int((await connection.execute(statement)).scalar_one())
+
+
+async def owner_of(connection: AsyncConnection, invoice_id: UUID) -> UUID | None:
+    """The organization of a document."""
+    statement = select(invoice.c.organization_id).where(invoice.c.id == invoice_id)
+    owner: UUID | None = (await connection.execute(statement)).scalar_one_or_none()
+    return owner
+
+
+async def _add_lines(connection: AsyncConnection, invoice_id: UUID, lines: Sequence[Line]) -> None:
+    if lines:
+        await connection.execute(
+            insert(invoice_line),
+            [{"invoice_id": invoice_id, "seq": seq, **asdict(line)} for seq, line in enumerate(lines, 1)],
+        )
