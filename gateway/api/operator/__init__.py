@@ -8,12 +8,15 @@ from gateway.api.operator import (
     backends,
     credentials,
     grants,
+    invoices,
     language_models,
     organizations,
     oversight,
+    payments,
     prices,
     projects,
     reconciliation,
+    taxes,
 )
 from gateway.auth import require_operator
 
@@ -29,5 +32,8 @@ for room in (
     prices,
     oversight,
     reconciliation,
+    invoices,
+    payments,
+    taxes,
 ):
     router.include_router(room.router)
