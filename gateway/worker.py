@@ -28,6 +28,7 @@ from billing.hot.store import HotStore, make_hot_store
 from billing.projection import project_all
 from billing.rebuild import ensure_epoch
 from billing.settlement import Booked, book_shard, expire_grants
+from billing.spending import count_all_spending
 from billing.store.engine import make_engine
 from billing.store.ledger import ensure_partitions
 from billing.store.shards import epochs, positions
@@ -161,6 +162,7 @@ class Worker:
         await expire_grants(self._engine, self._clock.now())
         for shard in list(self._epochs):
             await project_all(self._engine, self._hot, shard)
+            await count_all_spending(self._engine, self._hot, shard, self._clock.now())
         # However many organizations there are, this takes a tenth of the time at most.
         await self._pause(max(_TIDY_SECONDS, 9 * (time.monotonic() - started)))
 
@@ -199,6 +201,8 @@ class Worker:
         before = dict(self._epochs)
         await self._learn()
         raised = [shard for shard in wrong if self._epochs[shard] != before[shard]]
+        for shard in raised:
+            await count_all_spending(self._engine, self._hot, shard, self._clock.now())
         if raised:
             _log.info("balances_rebuilt", shards=raised, epoch=max(self._epochs[shard] for shard in raised))
 

@@ -13,6 +13,7 @@ _APPEND: Final = "select, insert"
 RIGHTS: Final = {
     "organization": _KEEP,
     "project": _KEEP,
+    "spend_limit": "select, insert, update (amount, is_hard, alert_percents, removed_at)",
     "api_key": _KEEP,
     "admin_key": _KEEP,
     "operator_key": _KEEP,

@@ -114,6 +114,36 @@ project = Table(
 )
 
 
+spend_limit = Table(
+    "spend_limit",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False),
+    # One of its projects or keys; without either it is the organization's own.
+    Column("project_id", Uuid, ForeignKey("project.id")),
+    Column("api_key_id", Uuid, ForeignKey("api_key.id")),
+    # The most that may be spent in a month of the organization.
+    Column("amount", AMOUNT, nullable=False),
+    # Whether calls beyond it are refused; otherwise it only alerts.
+    Column("is_hard", Boolean, nullable=False, server_default=text("true")),
+    # Parts of it, in percent, at which an alert is given.
+    Column("alert_percents", ARRAY(SmallInteger), nullable=False, server_default=text("'{}'::smallint[]")),
+    _created_at(),
+    Column("removed_at", MOMENT),
+    CheckConstraint("amount >= 0", name="amount"),
+    CheckConstraint("project_id is null or api_key_id is null", name="scope"),
+    Index(
+        "spend_limit_one_a_scope_key",
+        "organization_id",
+        "project_id",
+        "api_key_id",
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+        postgresql_where=text("removed_at is null"),
+    ),
+)
+
+
 def _credential() -> list[Column[object]]:
     """What is kept of a secret: `HMAC-SHA256(pepper, key)` and enough to recognise it. Never the secret."""
     return [

@@ -61,7 +61,7 @@ def encode_request(request: HoldRequest) -> bytes:
 def encode_hold(request: HoldRequest, instance: str = "", encoded: bytes = b"") -> bytes:
     """The hold as JSON, without the time, which Redis puts in front; `encoded` is the request, where it is at hand."""
     asked = encoded or encode_request(request)
-    if not request.buckets and not request.in_flight:
+    if not request.buckets and not request.in_flight and not request.spend:
         # As below, for those without limits, who are the most.
         return b'{"instance":%b,"amount":"%d","tokens":[],"in_flight":[],"request":%b}' % (
             _quoted(instance),
@@ -70,7 +70,8 @@ def encode_hold(request: HoldRequest, instance: str = "", encoded: bytes = b"") 
         )
     tokens = tuple(bucket for bucket in request.buckets if bucket.scope.endswith(TOKENS_SUFFIX))
     places = tuple(place.scope for place in request.in_flight)
-    return _encoder.encode(_Written(instance, str(request.amount), tokens, places, msgspec.Raw(asked)))
+    spend = tuple(limit.scope for limit in request.spend)
+    return _encoder.encode(_Written(instance, str(request.amount), tokens, places, spend, msgspec.Raw(asked)))
 
 
 @lru_cache(maxsize=16)
@@ -128,6 +129,7 @@ class _Written:
     amount: str
     tokens: tuple[RateBucket, ...]
     in_flight: tuple[str, ...]
+    spend: tuple[str, ...]
     request: msgspec.Raw
 
 

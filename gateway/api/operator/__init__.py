@@ -14,6 +14,7 @@ from gateway.api.operator import (
     prices,
     projects,
     reconciliation,
+    spend_limits,
 )
 from gateway.auth import require_operator
 
@@ -29,5 +30,6 @@ for room in (
     prices,
     oversight,
     reconciliation,
+    spend_limits,
 ):
     router.include_router(room.router)
