@@ -62,6 +62,11 @@ class LoopWriter(Writer):
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.delay(), self._write)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether bytes are on their way to the disk."""
+        return self._timer is not None
+
     def stop(self) -> None:
         """Write what waits and seal."""
         self._write()
@@ -127,6 +132,10 @@ class Disk:
             written.is_full = is_full
             if not is_full:
                 written.trouble = None
+
+    def is_writing(self, journal: Journal) -> bool:
+        """Whether a write of this journal is under way."""
+        return _writer(journal).is_writing
 
     def crash(self, journal: Journal) -> None:
         """The process of this journal is killed."""
