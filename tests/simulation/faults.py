@@ -25,6 +25,7 @@ class Fault(StrEnum):
     REDIS_OLDER = "Redis put back to an older state"
     POSTGRES_AWAY = "Postgres away"
     GATEWAY_KILLED = "gateway killed"
+    MEMORY_LOST = "gateway killed, its machine's memory lost"
     DISK_LOST = "gateway killed, its disk lost"
     WRITE_TORN = "last write of a journal torn"
     GATEWAY_FROZEN = "gateway frozen"
@@ -44,6 +45,7 @@ DISASTERS: Final[Mapping[Fault, float]] = {
     Fault.REDIS_OLDER: 30,
     Fault.POSTGRES_AWAY: 30,
     Fault.GATEWAY_KILLED: 15,
+    Fault.MEMORY_LOST: 30,
     Fault.DISK_LOST: 30,
     Fault.GATEWAY_FROZEN: 20,
     Fault.GATEWAY_DRAINED: 20,

@@ -346,22 +346,25 @@ class World:
         return None
 
     async def _gateway_killed(self) -> None:
-        await self._kill(disk_lost=False)
+        await self._kill(Fault.GATEWAY_KILLED)
+
+    async def _memory_lost(self) -> None:
+        await self._kill(Fault.MEMORY_LOST)
 
     async def _disk_lost(self) -> None:
-        await self._kill(disk_lost=True)
+        await self._kill(Fault.DISK_LOST)
 
-    async def _kill(self, *, disk_lost: bool) -> None:
-        gateway = await self._some_gateway()
-        if gateway is None:
+    async def _kill(self, fault: Fault) -> None:
+        while (gateway := await self._some_gateway()) is not None:
+            if self.random.random() < 0.5:
+                await self._write_begins(gateway)
+            if gateway.is_open:
+                break
+        else:
             return
-        if self.random.random() < 0.5:
-            await self._write_begins(gateway)
-            if not gateway.is_open:
-                return
-        self._happens(Fault.DISK_LOST if disk_lost else Fault.GATEWAY_KILLED, gateway.name)
+        self._happens(fault, gateway.name)
         self.gateways.remove(gateway)
-        await gateway.kill(disk_lost=disk_lost)
+        await gateway.kill(loses_memory=fault is Fault.MEMORY_LOST, disk_lost=fault is Fault.DISK_LOST)
         await asyncio.sleep(self.random.random() * self.random.choice((1, 50)))
         self.gateways.append(self._gateway(gateway.disk))
 
@@ -421,6 +424,7 @@ _DISASTERS: Final[dict[Fault, Callable[[World], Awaitable[None]]]] = {
     Fault.REDIS_OLDER: World._redis_older,
     Fault.POSTGRES_AWAY: World._postgres_away,
     Fault.GATEWAY_KILLED: World._gateway_killed,
+    Fault.MEMORY_LOST: World._memory_lost,
     Fault.DISK_LOST: World._disk_lost,
     Fault.GATEWAY_FROZEN: World._gateway_frozen,
     Fault.GATEWAY_DRAINED: World._gateway_drained,
