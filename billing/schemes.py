@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Final
 
 from billing.rounding import divide_half_even, divide_up
-from models.catalog import STANDS_IN, TOKEN_METERS, Meter, PriceDraft, PriceVersion, Scheme, Tariff, Tier, TiersOver
+from models.catalog import STANDS_IN, Meter, PriceDraft, PriceVersion, Scheme, Tariff, Tier, TiersOver
 from models.errors import InvalidRequest
 from models.money import MilliUnits, Units
 from models.usage import TokenUsage
@@ -178,8 +178,6 @@ def refuse_impossible(draft: PriceDraft) -> None:
     if draft.tiers_over is TiersOver.MONTH and not has_tiers:
         raise InvalidRequest("Only graduated and volume prices look at a month. Leave tiers_over out.", "tiers_over")
     _refuse_scheme(draft)
-    if draft.effective_from and draft.effective_to and draft.effective_to <= draft.effective_from:
-        raise InvalidRequest("effective_to must be later than effective_from.", param="effective_to")
 
 
 def _refuse_tiers(ends: Sequence[int | None]) -> None:
@@ -206,8 +204,3 @@ def _refuse_scheme(draft: PriceDraft) -> None:
             " the month.",
             param="scheme",
         )
-
-
-def is_per_million(meter: Meter, scheme: Scheme) -> bool:
-    """Whether people state this price per million units, and not for one."""
-    return meter in TOKEN_METERS and scheme is not Scheme.PACKAGE

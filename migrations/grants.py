@@ -19,6 +19,8 @@ RIGHTS: Final = {
     "backend": _KEEP,
     "model": _KEEP,
     "deployment": _KEEP,
+    "price_book": _APPEND,
+    "allowance": "select, insert, update (ended_at)",
     "price_version": "select, insert, update (effective)",
     "catalog_revision": "select",
     "account": _APPEND,

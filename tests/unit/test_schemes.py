@@ -360,7 +360,6 @@ DRAFT = PriceDraft("default", "m", Meter.INPUT, "USD", MilliUnits(5))
             "one request",
             id="steps over a request",
         ),
-        pytest.param({"effective_from": START, "effective_to": START}, "must be later", id="over before it begins"),
     ],
 )
 def test_a_price_that_cannot_be_is_refused_with_what_to_do(wrong: dict[str, Any], says: str) -> None:
