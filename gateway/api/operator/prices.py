@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from billing.price_imports import Imported, import_prices
 from billing.price_lists import is_per_million, price_csv, read_prices
+from billing.repricing import Repriced, dry_run
 from billing.schemes import LARGEST_QUANTITY, MOST_TIERS, dearest, refuse_impossible
 from billing.store import prices as stored
 from gateway.api.operator.requests import Change, Operator
@@ -23,6 +24,7 @@ from gateway.api.operator.shapes import (
     ListOf,
     ModelId,
     Moment,
+    Money,
     Slug,
     list_of,
 )
@@ -238,3 +240,84 @@ async def import_list(raw: Request, request: Operator, dry_run: bool = False) ->
         return PriceImport.of(imported, dry_run=False)
 
     return await request.change(effect)
+
+
+# Dry runs ------------------------------------------------------------------------------------------------------------
+
+
+class PriceDryRun(Body):
+    """Drafts, as prices or as a price list in CSV, and the calls to try them on: those admitted `from`, before `to`.
+
+    When the drafts would begin or end does not matter: they are tried on the whole span.
+    """
+
+    start: Moment = Field(alias="from")
+    end: Moment | None = Field(None, alias="to", description="Default: now")
+    prices: Annotated[list[NewPrice], Field(max_length=1_000)] | None = None
+    csv: str | None = None
+
+    def drafts(self) -> list[PriceDraft]:
+        """The drafts as values."""
+        if (self.prices is None) == (self.csv is None) or self.prices == []:
+            raise InvalidRequest("Give the drafts once: as prices or as csv.", param="prices")
+        if self.csv is not None:
+            return [line.draft for line in read_prices(self.csv.encode())]
+        return [price.draft() for price in self.prices or ()]
+
+
+class RepricedOrganization(BaseModel):
+    """What an organization's calls were charged, and what they would have been; `difference` is how much more."""
+
+    organization_id: UUID
+    name: str
+    calls: int
+    charged: Money
+    would_be: Money
+    difference: Money
+
+
+class RepricedTotal(BaseModel):
+    """The sum over all organizations of a currency."""
+
+    currency: str
+    calls: int
+    charged: Money
+    would_be: Money
+    difference: Money
+
+
+class PriceDryRunResult(BaseModel):
+    """A dry run of drafts. Nothing was published."""
+
+    object: Literal["price_dry_run"] = "price_dry_run"
+    start: datetime = Field(serialization_alias="from")
+    end: datetime = Field(serialization_alias="to")
+    organizations: list[RepricedOrganization]
+    totals: list[RepricedTotal]
+
+
+@router.post("/prices/dry_run")
+async def try_prices(body: PriceDryRun, request: Operator) -> PriceDryRunResult:
+    """Price past calls again as if drafts had been in force: the difference for each organization. Changes nothing."""
+    drafts, end = body.drafts(), body.end or request.parts.clock.now()
+    async with request.reading() as connection:
+        found = await dry_run(connection, drafts, body.start, end)
+    totals: dict[str, Repriced] = {}
+    for one in found:
+        total = totals.setdefault(one.currency, Repriced(one.organization_id, one.currency))
+        total.calls += one.calls
+        total.charged += one.charged
+        total.would_be += one.would_be
+    return PriceDryRunResult(
+        start=body.start,
+        end=end,
+        organizations=[
+            RepricedOrganization(organization_id=one.organization_id, name=one.name, **_figures(one)) for one in found
+        ],
+        totals=[RepricedTotal(currency=code, **_figures(totals[code])) for code in sorted(totals)],
+    )
+
+
+def _figures(one: Repriced) -> dict[str, Any]:
+    amounts = {name: Money.of(getattr(one, name), one.currency) for name in ("charged", "would_be", "difference")}
+    return {"calls": one.calls, **amounts}

@@ -361,3 +361,37 @@ async def test_what_no_allowance_can_be(world: World, subtests: pytest.Subtests)
             assert (await world.post("/allowances", body)).status_code == status
             assert await world.count("allowance") == 0
     assert refusal(await world.post("/allowances/00000000-0000-0000-0000-000000000000/end"))[0] == 404
+
+
+# Dry runs ------------------------------------------------------------------------------------------------------------
+
+DRAFT = {"model": "tiny", "meter": "input", "price_per_million": "1"}
+DRY_RUNS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no drafts": ({"prices": []}, 400, "Give the drafts once"),
+    "drafts twice": ({"csv": "x"}, 400, "Give the drafts once"),
+    "no draft at all": ({"prices": None}, 400, "Give the drafts once"),
+    "a wrong list": ({"prices": None, "csv": "model,meter,currency,price\ntiny,smiles,USD,1"}, 400, "Line 2: meter"),
+    "an unknown model": ({"prices": [DRAFT | {"model": "none"}]}, 400, "no model 'none'"),
+    "a draft below zero": ({"prices": [DRAFT | {"price_per_million": "-1"}]}, 400, "cannot be negative"),
+    "backwards": ({"to": "2025-01-01T00:00:00Z"}, 400, "ends after it begins"),
+    "two years": ({"to": "2028-01-01T00:00:00Z"}, 400, "400 days at most"),
+    "no beginning": ({"from": None}, 422, ""),
+}
+
+
+async def test_what_no_dry_run_can_be(world: World, subtests: pytest.Subtests) -> None:
+    await world.model()
+    for name, (fields, status, says) in DRY_RUNS.items():
+        with subtests.test(name):
+            body = {"from": "2026-01-01T00:00:00Z", "to": "2026-02-01T00:00:00Z", "prices": [DRAFT]} | fields
+            found = refusal(await world.post("/prices/dry_run", body))
+            assert found[0] == status
+            assert says in found[2]
+
+
+async def test_a_span_without_calls_is_an_empty_dry_run(world: World, clock: MovableClock) -> None:
+    await world.model()
+    start = (clock.now() - timedelta(days=1)).isoformat()
+    result = await world.made("/prices/dry_run", {"from": start, "prices": [DRAFT]})
+    assert (result["object"], result["organizations"], result["totals"]) == ("price_dry_run", [], [])
+    assert await world.count("price_version") == 0
