@@ -116,6 +116,11 @@ def highest(bound: int, rate: int, tariffs: Sequence[Tariff]) -> MilliUnits:
     and jumps where a package does, so each is replaced by the least concave function above it. The highest sum of
     concave functions is found by spending the tokens where the next one costs most.
     """
+    if not tariffs:
+        return MilliUnits(bound * rate)
+    if rate == 0 and len(tariffs) == 1:
+        # Nothing to share the tokens with, which is usual: the price at its highest corner.
+        return MilliUnits(max(_price(quantity, tariffs[0]) for quantity in _corners(bound, tariffs[0])))
     slopes = [(Fraction(rate), bound)]
     for tariff in tariffs:
         hull = _hull([(quantity, _price(quantity, tariff)) for quantity in _corners(bound, tariff)])
