@@ -16,7 +16,7 @@ from billing.store.catalog import missing_models
 from billing.store.engine import encode_json
 from billing.store.price_books import book_parents
 from billing.store.prices import all_versions
-from billing.store.repricing import MILLI_UNITS, RATE_COLUMNS, UNITS, rate_json
+from billing.store.repricing import MILLI_UNITS, ONCE, RATE_COLUMNS, UNITS, rate_json
 from models.catalog import Meter, PriceDraft, PriceVersion, Rates, line_of, rates_of
 from models.errors import InvalidRequest
 from models.ids import first_uuid7
@@ -44,7 +44,7 @@ _SUMS: Final = f"""
       left join jsonb_to_recordset(cast(:terms as jsonb)) as term (
         price_version_ids uuid[], model text, currency text, price_book text, {RATE_COLUMNS}
       ) using (price_version_ids, model, currency, price_book)
-      cross join lateral (select {MILLI_UNITS} as milli) priced
+      cross join lateral (select {MILLI_UNITS} as milli {ONCE}) priced
       group by organization_id, currency
 """  # noqa: S608 - made of constants
 _CORRECTIONS: Final = f"""

@@ -63,6 +63,10 @@ UNITS: Final = """
 """
 """`milli` rounded half-even, as `billing.rounding` rounds."""
 
+ONCE: Final = "offset 0"
+"""Ends a subselect of `MILLI_UNITS`. Without it the planner puts the expression wherever `milli` stands, and computes
+it six times a row."""
+
 RATE_COLUMNS: Final = """
     input numeric, output numeric, cached_input numeric, cache_write numeric, reasoning numeric, request numeric,
     steps jsonb

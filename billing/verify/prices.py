@@ -20,7 +20,7 @@ from billing.pricing import price
 from billing.store.engine import encode_json
 from billing.store.price_books import book_parents
 from billing.store.prices import price_version_of
-from billing.store.repricing import MILLI_UNITS, RATE_COLUMNS, UNITS, rate_json
+from billing.store.repricing import MILLI_UNITS, ONCE, RATE_COLUMNS, UNITS, rate_json
 from billing.verify.report import Claim, Finding, Tally
 from billing.verify.snapshot import Slice, Snapshot
 from models.catalog import PriceVersion, Rates, line_of, rates_of
@@ -71,6 +71,7 @@ _PRICED: Final = f"""
             created_at < since or created_at > until + {_LATEST_NEWS} as is_untimely,
             least(input_tokens - cached_tokens - cache_write_tokens, cached_tokens, cache_write_tokens,
               output_tokens - reasoning_tokens, reasoning_tokens) < 0 as is_impossible
+          {ONCE}
       ) priced
       where corrects is null and posting_id between :low and :high
 """  # noqa: S608 - made of constants
