@@ -21,7 +21,7 @@ _PRICE = (
     *("model", "meter", "scheme", "price_per_million", "price_each", "package_size", "tiers", "tiers_over"),
     *("currency", "book", "effective_from", "effective_to"),
 )
-_FIGURES: Final = ("calls", "charged", "would_be", "difference")
+_FIGURES: Final = ("name", "calls", "charged", "would_be", "rebate", "difference")
 _BOOK: Final = ("id", "parent", "created_at")
 _ALLOWANCE: Final = ("id", "book", "amount", "models", "created_at", "ended_at")
 _PATIENCE: Final = httpx.Timeout(30, read=900)
@@ -172,7 +172,8 @@ def try_prices(
             client.show(result, ())
             return
         totals = [{"name": f"All in {total['currency']}"} | total for total in result["totals"]]
-        client.show(result["organizations"] + totals, ("name", *_FIGURES))
+        has_rebates = any(any(each["rebate"]["amount"].strip("-0.")) for each in result["organizations"])
+        client.show(result["organizations"] + totals, [name for name in _FIGURES if name != "rebate" or has_rebates])
 
 
 def _content(file: Path) -> bytes:

@@ -266,13 +266,17 @@ class PriceDryRun(Body):
 
 
 class RepricedOrganization(BaseModel):
-    """What an organization's calls were charged, and what they would have been; `difference` is how much more."""
+    """What an organization's calls were charged, and what they would have been; `difference` is how much more.
+
+    `rebate` is how much more its invoices would give back, where tiers are over a month; it is off the difference.
+    """
 
     organization_id: UUID
     name: str
     calls: int
     charged: Money
     would_be: Money
+    rebate: Money
     difference: Money
 
 
@@ -283,6 +287,7 @@ class RepricedTotal(BaseModel):
     calls: int
     charged: Money
     would_be: Money
+    rebate: Money
     difference: Money
 
 
@@ -308,6 +313,7 @@ async def try_prices(body: PriceDryRun, request: Operator) -> PriceDryRunResult:
         total.calls += one.calls
         total.charged += one.charged
         total.would_be += one.would_be
+        total.rebate += one.rebate
     return PriceDryRunResult(
         start=body.start,
         end=end,
@@ -318,6 +324,9 @@ async def try_prices(body: PriceDryRun, request: Operator) -> PriceDryRunResult:
     )
 
 
+_AMOUNTS: Final = ("charged", "would_be", "rebate", "difference")
+
+
 def _figures(one: Repriced) -> dict[str, Any]:
-    amounts = {name: Money.of(getattr(one, name), one.currency) for name in ("charged", "would_be", "difference")}
+    amounts = {name: Money.of(getattr(one, name), one.currency) for name in _AMOUNTS}
     return {"calls": one.calls, **amounts}

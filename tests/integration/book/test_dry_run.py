@@ -213,6 +213,43 @@ def _journaled(hold: Hold, usage: TokenUsage) -> Charge:
     return close(hold, measured, ending=Ending.FINISHED, deployment="local", ended_at=now())
 
 
+async def test_tiers_over_a_month_count_with_what_the_invoice_gives_back(shop: Shop) -> None:
+    tenant = await shop.tenant(PAID)
+    async with shop.engine.begin() as connection:
+        await connection.execute(update(organization).values(timezone="Asia/Seoul"))
+    charges = await called(shop, tenant, TokenUsage(90, 1, cached=90), TokenUsage(70, 1))
+    charged = sum(charge.amount for charge in charges)
+    monthly: dict[str, Any] = {"scheme": Scheme.VOLUME, "tiers": TIERS, "tiers_over": TiersOver.MONTH}
+    found = (await tried(shop, draft(Meter.OUTPUT, 600_000, **monthly)))[tenant.organization_id]
+    assert (figures(found), found.rebate, found.difference) == ((2, charged, charged), 0, 0), "within the dearest tier"
+    # All 160 tokens of input, cached or not, reach the second tier together: 300 of 600 come back for each.
+    everything = (draft(Meter.INPUT, 600_000, **monthly), draft(Meter.CACHED_INPUT, 600_000, **monthly))
+    found = (await tried(shop, everything[0]))[tenant.organization_id]
+    assert (found.would_be, found.rebate) == (70 * 600 + 90 * 75 + 2 * 600, 0), "cached tokens have their own price"
+    few = (Tier(50, MilliUnits(600_000)), Tier(None, MilliUnits(300_000)))
+    drafts = [replace(one, tiers=few) for one in everything]
+    found = (await tried(shop, *drafts))[tenant.organization_id]
+    assert (found.would_be, found.rebate) == (160 * 600 + 2 * 600, 160 * 300)
+    assert found.difference == 160 * 300 + 2 * 600 - charged
+    requests = draft(
+        Meter.REQUEST, 4_000, **{**monthly, "tiers": (Tier(1, MilliUnits(4_000)), Tier(None, MilliUnits(1_000)))}
+    )
+    found = (await tried(shop, requests))[tenant.organization_id]
+    assert (found.would_be - charged, found.rebate, found.difference) == (8, 6, 2)
+
+
+async def test_a_month_that_is_priced_by_tiers_already_is_compared_with_its_rebate(shop: Shop) -> None:
+    tenant = await shop.tenant(PAID)
+    monthly: dict[str, Any] = {"scheme": Scheme.VOLUME, "tiers": TIERS, "tiers_over": TiersOver.MONTH}
+    await sell(shop, draft(Meter.INPUT, 600_000, **monthly))
+    shop.rates = await rates(shop, "default")
+    await called(shop, tenant, TokenUsage(80, 0), TokenUsage(80, 0))
+    untouched = (await tried(shop, draft(Meter.REASONING, 1)))[tenant.organization_id]
+    assert (untouched.rebate, untouched.difference) == (0, 0)
+    plain = (await tried(shop, draft(Meter.INPUT, 300_000)))[tenant.organization_id]
+    assert (figures(plain), plain.rebate, plain.difference) == ((2, 160 * 600, 160 * 300), -160 * 300, 0)
+
+
 async def test_calls_outside_the_span_do_not_count(shop: Shop) -> None:
     tenant = await shop.tenant(PAID)
     await called(shop, tenant, TokenUsage(10, 10))
