@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from typing import Final
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _QUARTER: Final = timedelta(minutes=15)
@@ -33,9 +33,18 @@ def bounds_of(month: date, timezone: str) -> tuple[datetime, datetime]:
 
 
 def _midnight(day: date, timezone: str) -> datetime:
-    return datetime.combine(day, time(), ZoneInfo(timezone)).astimezone(UTC)
+    return datetime.combine(day, time(), _zone(timezone)).astimezone(UTC)
+
+
+@lru_cache(maxsize=1_024)
+def _zone(timezone: str) -> tzinfo:
+    try:
+        return ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError):
+        # A name that nobody knows is refused where it is set; were it there all the same, no call may go unbilled.
+        return UTC
 
 
 @lru_cache(maxsize=4_096)
 def _day_of_quarter(quarter: int, timezone: str) -> date:
-    return (_EPOCH + quarter * _QUARTER).astimezone(ZoneInfo(timezone)).date()
+    return (_EPOCH + quarter * _QUARTER).astimezone(_zone(timezone)).date()

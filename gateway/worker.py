@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from billing.allowances import grant_allowances
 from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore, make_hot_store
 from billing.projection import project_all
@@ -152,7 +153,7 @@ class Worker:
             await self._pause(_BUSY_SECONDS)
 
     async def tidy(self) -> None:
-        """Partitions ahead of time, expired grants, and balances that a program died before projecting."""
+        """Partitions ahead of time, expired grants, allowances, and balances that a program died before projecting."""
         started = time.monotonic()
         if self._partitions_at is None or started - self._partitions_at > _PARTITION_EVERY.total_seconds():
             async with self._engine.begin() as connection:
@@ -160,6 +161,7 @@ class Worker:
                     _log.info("partition_made", partition=partition)
             self._partitions_at = started
         await expire_grants(self._engine, self._clock.now())
+        await grant_allowances(self._engine, self._hot, self._clock.now())
         for shard in list(self._epochs):
             await project_all(self._engine, self._hot, shard)
             await count_all_spending(self._engine, self._hot, shard, self._clock.now())

@@ -20,6 +20,8 @@ RIGHTS: Final = {
     "backend": _KEEP,
     "model": _KEEP,
     "deployment": _KEEP,
+    "price_book": _APPEND,
+    "allowance": "select, insert, update (ended_at)",
     "price_version": "select, insert, update (effective)",
     "catalog_revision": "select",
     "account": _APPEND,

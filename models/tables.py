@@ -222,6 +222,17 @@ deployment = Table(
     CheckConstraint("weight > 0", name="weight"),
 )
 
+price_book = Table(
+    "price_book",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # Said when the book is made and never changed, so that no book inherits from itself.
+    Column("parent", Text, ForeignKey("price_book.id")),
+    Column("created_by", Text, nullable=False),
+    _created_at(),
+    CheckConstraint("parent <> id", name="parent"),
+)
+
 price_version = Table(
     "price_version",
     metadata,
@@ -231,9 +242,12 @@ price_version = Table(
     Column("meter", Text, nullable=False),
     Column("currency", Text, nullable=False),
     Column("scheme", Text, nullable=False, server_default="unit"),
-    # Milli-units per token, or per request.
+    # Milli-units per token, request or package; with tiers the dearest of theirs.
     Column("price", BigInteger, nullable=False),
-    Column("tiers", JSONB),
+    # [{"up_to": units or null, "price": milli-units per unit}, ...]
+    Column("tiers", JSONB(none_as_null=True)),
+    Column("package_size", BigInteger),
+    Column("tiers_over", Text, nullable=False, server_default="call"),
     Column("effective", TSTZRANGE, nullable=False),
     Column("created_by", Text, nullable=False),
     _created_at(),
@@ -248,9 +262,15 @@ price_version = Table(
         "image",
         "audio_second",
         "gpu_second",
+        "minimum",
     ),
     _one_of("scheme", "unit", "graduated", "volume", "package"),
+    _one_of("tiers_over", "call", "month"),
     CheckConstraint("price >= 0", name="price"),
+    CheckConstraint("(scheme in ('graduated', 'volume')) = (tiers is not null)", name="tiers"),
+    CheckConstraint("(scheme = 'package') = (package_size is not null) and package_size > 0", name="package_size"),
+    CheckConstraint("tiers_over = 'call' or tiers is not null", name="month_of_tiers"),
+    CheckConstraint("meter <> 'minimum' or scheme = 'unit'", name="one_minimum"),
     # One-point ranges, because GiST compares ranges without btree_gist, which embedded builds of Postgres lack.
     ExcludeConstraint(
         (text("text_range(book, book, '[]')"), "="),
@@ -261,6 +281,23 @@ price_version = Table(
         using="gist",
         name="price_version_no_overlap",
     ),
+)
+
+allowance = Table(
+    "allowance",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("book", Text, ForeignKey("price_book.id"), nullable=False, index=True),
+    Column("currency", Text, nullable=False),
+    Column("amount", AMOUNT, nullable=False),
+    # Null is every model.
+    Column("models", ARRAY(Text)),
+    Column("created_by", Text, nullable=False),
+    _created_at(),
+    Column("ended_at", MOMENT),
+    _one_of("currency", "USD", "EUR", "KRW", "JPY"),
+    CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("models <> '{}'", name="models"),
 )
 
 catalog_revision = Table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import sales, tenants
+from gateway.cli import prices, sales, tenants
 
 
 def register(app: typer.Typer) -> None:
@@ -14,4 +14,4 @@ def register(app: typer.Typer) -> None:
     app.add_typer(tenants.key, name="key")
     app.add_typer(sales.model, name="model")
     app.add_typer(sales.backend, name="backend")
-    app.add_typer(sales.price, name="price")
+    app.add_typer(prices.price, name="price")
