@@ -62,12 +62,6 @@ async def test_a_month_is_granted_once_however_many_workers_do_it(shop: Shop) ->
     assert await grant_allowances(shop.engine, shop.hot, moment) == []
     ends_at = bounds_of(month_of(moment, "UTC"), "UTC")[1]
     expected = (tenant.organization_id, "promo", AMOUNT, ends_at, {"models": ["tiny"]})
-        tenant.organization_id,
-        "promo",
-        AMOUNT,
-        bounds_of(month_of(moment, "UTC"), "UTC")[1],
-        {"models": ["tiny"]},
-    )
     assert await grants(shop.engine) == [expected]
     balance = await shop.hot.balance(tenant.shard, tenant.organization_id)
     assert balance is not None
