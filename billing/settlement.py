@@ -209,10 +209,24 @@ async def _empty(
     return grant.remaining
 
 
-async def _post(connection: AsyncConnection, posting: Posting, transfer: Transfer) -> int:
-    ids = await ledger.account_ids(connection, [posting.organization_id], [transfer.debit.currency])
+async def post(connection: AsyncConnection, posting: Posting, transfers: Sequence[Transfer]) -> int:
+    """Write a posting of an organization whose money is locked, and move its balance by what it gains or loses.
+
+    Raises `IntegrityError` for a key that was used before, or a date in a closed period.
+    """
+    posting_id = await _post(connection, posting, *transfers)
+    gained = sum(each.amount for each in transfers if each.credit.organization_id is not None)
+    lost = sum(each.amount for each in transfers if each.debit.organization_id is not None)
+    if gained != lost:
+        await balances.move_balances(connection, {posting.organization_id: gained - lost})
+    return posting_id
+
+
+async def _post(connection: AsyncConnection, posting: Posting, *transfers: Transfer) -> int:
+    currencies = {transfer.debit.currency for transfer in transfers}
+    ids = await ledger.account_ids(connection, [posting.organization_id], currencies)
     [posting_id] = await ledger.add_postings(connection, [posting])
-    await ledger.add_transfers(connection, [(posting_id, transfer)], ids)
+    await ledger.add_transfers(connection, [(posting_id, transfer) for transfer in transfers], ids)
     return posting_id
 
 

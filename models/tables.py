@@ -667,6 +667,7 @@ invoice = Table(
         postgresql_where=text("kind = 'invoice' and month is not null and state <> 'void'"),
     ),
     Index("invoice_organization_id_idx", "organization_id", "id"),
+    Index("invoice_corrects_idx", "corrects", postgresql_where=text("corrects is not null")),
 )
 
 invoice_line = Table(
@@ -719,7 +720,7 @@ allocation = Table(
     # What was set against an invoice: by a payment or by a credit note.
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("invoice_id", Uuid, ForeignKey("invoice.id"), nullable=False, index=True),
-    Column("payment_id", Uuid, ForeignKey("payment.id")),
+    Column("payment_id", Uuid, ForeignKey("payment.id"), index=True),
     Column("credit_note_id", Uuid, ForeignKey("invoice.id")),
     Column("amount", AMOUNT, nullable=False),
     Column("posting_id", BigInteger, ForeignKey("posting.id")),

@@ -12,6 +12,7 @@ _CONFLICTS: Final = {
     "backend_name_key": "A backend of this name exists. Choose another name, or update that backend.",
     "model_pk": 'A model of this id exists. Update it, or enable it again with "disabled": false.',
     "price_book_pk": "A price book of this name exists. Choose another name; the parent of a book never changes.",
+    "tax_rule_no_overlap": "A part of this time already has a tax rule of this country. Begin the new one later.",
     "price_version_no_overlap": "A part of this time already has a price of this book, model, meter and currency."
     " Choose a time that has none.",
 }

@@ -8,14 +8,17 @@ from gateway.api.operator import (
     backends,
     credentials,
     grants,
+    invoices,
     language_models,
     organizations,
     oversight,
+    payments,
     price_books,
     prices,
     projects,
     reconciliation,
     spend_limits,
+    taxes,
 )
 from gateway.auth import require_operator
 
@@ -33,5 +36,8 @@ for room in (
     oversight,
     reconciliation,
     spend_limits,
+    invoices,
+    payments,
+    taxes,
 ):
     router.include_router(room.router)
