@@ -312,6 +312,7 @@ async def _enter(
     moved: list[tuple[int, Transfer]] = []
     spent: dict[UUID, int] = {}
     for posting_id, posting, booking in posted:
+        assert posting.organization_id is not None, "charges are somebody's"
         owner = owners[posting.organization_id]
         spent[owner.id] = spent.get(owner.id, 0) - booking.total
         revenue = Account(None, AccountKind.REVENUE, owner.currency)

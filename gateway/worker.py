@@ -27,6 +27,7 @@ from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore, make_hot_store
 from billing.projection import project_all
 from billing.rebuild import ensure_epoch
+from billing.sealing import seal_postings
 from billing.settlement import Booked, book_shard, expire_grants
 from billing.store.engine import make_engine
 from billing.store.ledger import ensure_partitions
@@ -151,7 +152,7 @@ class Worker:
             await self._pause(_BUSY_SECONDS)
 
     async def tidy(self) -> None:
-        """Partitions ahead of time, expired grants, and balances that a program died before projecting."""
+        """Partitions ahead of time, expired grants, balances that a program died before projecting, and seals."""
         started = time.monotonic()
         if self._partitions_at is None or started - self._partitions_at > _PARTITION_EVERY.total_seconds():
             async with self._engine.begin() as connection:
@@ -161,6 +162,7 @@ class Worker:
         await expire_grants(self._engine, self._clock.now())
         for shard in list(self._epochs):
             await project_all(self._engine, self._hot, shard)
+        await seal_postings(self._engine)
         # However many organizations there are, this takes a tenth of the time at most.
         await self._pause(max(_TIDY_SECONDS, 9 * (time.monotonic() - started)))
 

@@ -11,10 +11,15 @@ from models.errors import Conflict, InvalidRequest, TollgateError, Unavailable
 _CONFLICTS: Final = {
     "backend_name_key": "A backend of this name exists. Choose another name, or update that backend.",
     "model_pk": 'A model of this id exists. Update it, or enable it again with "disabled": false.',
+    "revenue_share_no_overlap": "This party has a share of such calls at that time. End it, then publish another.",
+    "model_cost_no_overlap": "A part of this time already has a cost of this model and kind.",
     "price_version_no_overlap": "A part of this time already has a price of this book, model, meter and currency.",
 }
 _INVALID: Final = {
     "price_version_model_id_fk": ("There is no such model. Create it before its prices.", "model"),
+    "revenue_share_model_fk": ("There is no such model. Create it before its shares.", "model"),
+    "model_cost_model_fk": ("There is no such model. Create it before its costs.", "model"),
+    "machine_use_model_fk": ("There is no such model. Create it before what it ran on.", "model"),
     "deployment_backend_id_fk": ("There is no such backend. Create it before its models.", "deployments"),
     "organization_prepaid_without_credit_check": (
         "A prepaid organization has no credit limit. Make it postpaid or hybrid, or leave the limit out.",
