@@ -6,14 +6,18 @@ from fastapi import APIRouter, Depends
 
 from gateway.api.operator import (
     backends,
+    costs,
     credentials,
     grants,
     language_models,
+    ledger,
     organizations,
     oversight,
+    periods,
     prices,
     projects,
     reconciliation,
+    shares,
 )
 from gateway.auth import require_operator
 
@@ -29,5 +33,9 @@ for room in (
     prices,
     oversight,
     reconciliation,
+    ledger,
+    periods,
+    shares,
+    costs,
 ):
     router.include_router(room.router)
