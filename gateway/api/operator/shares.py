@@ -102,7 +102,7 @@ async def create_share(body: NewShare, request: Operator) -> Response:
         await stored.hold_rules(change.connection)
         new = stored.NewRule(**body.model_dump())
         row = await stored.publish_rule(change.connection, new, change.actor, request.parts.clock.now())
-        asked = body.model_dump(mode="json", exclude_unset=True)
+        asked = body.model_dump(mode="json", exclude_unset=True, exclude={"organization_id"})
         await change.audit("revenue_share.created", f"revenue_share:{row.id}", body.organization_id, **asked)
         return Share.of(row)
 
