@@ -103,6 +103,18 @@ class LedgerBuilder:
             tick(len(moments))
         await self._take_back()
 
+    async def open(self) -> None:
+        """What there is before the first call, with money in every purse."""
+        await self._open()
+        async with self._engine.begin() as connection:
+            await self._fill_purses(connection, self._begin)
+
+    def calls(self, first: datetime, count: int) -> list[Charge]:
+        """Calls of a second or so each that nobody has booked, a millisecond apart, by those who call most."""
+        moments = [first + timedelta(milliseconds=number) for number in range(count)]
+        callers = self._chance.choices(self._customers, cum_weights=self._weights, k=count)
+        return [self._call(customer, moment) for customer, moment in zip(callers, moments, strict=True)]
+
     # What there is before the first call ------------------------------------------------------------------------------
 
     def _customer(self, number: int) -> Customer:

@@ -367,8 +367,7 @@ def _decoded(shard: int, entries: Sequence[StreamEntry]) -> tuple[list[_Item], l
         except ValueError as error:
             dead.append(DeadEntry(shard, entry.id, entry.charge, str(error)))
         else:
-            flags = (*charge.flags, LATE) if entry.late else charge.flags
-            items.append(_Item(entry, replace(charge, flags=flags)))
+            items.append(_Item(entry, replace(charge, flags=(*charge.flags, LATE)) if entry.late else charge))
     return items, dead
 
 
@@ -477,8 +476,9 @@ async def _enter(connection: AsyncConnection, batches: Sequence[_Batch]) -> None
         for batch in batches
         if batch.posting.billing_month is not None
     ]
-    await add_hours(connection, usage.by_hour(sums))
-    await add_days(connection, usage.by_day(sums))
+    hours, days = usage.sums_of(sums)
+    await add_hours(connection, hours)
+    await add_days(connection, days)
     await grants.draw(
         connection,
         [
