@@ -12,6 +12,11 @@ _QUARTER: Final = timedelta(minutes=15)
 """No time zone in use is apart from UTC by anything but whole quarters of an hour."""
 
 
+def quarter_of(moment: datetime) -> int:
+    """The quarter of an hour that a moment lies in: moments of one have day, month and hour in common everywhere."""
+    return (moment - _EPOCH) // _QUARTER
+
+
 def day_of(moment: datetime, timezone: str) -> date:
     """The day that a moment lies in, where the clocks show `timezone` (a name of the IANA database)."""
     return _day_of_quarter((moment - _EPOCH) // _QUARTER, timezone)
@@ -19,7 +24,7 @@ def day_of(moment: datetime, timezone: str) -> date:
 
 def month_of(moment: datetime, timezone: str) -> date:
     """The first day of the month that a moment lies in, where the clocks show `timezone`."""
-    return day_of(moment, timezone).replace(day=1)
+    return _month_of_quarter((moment - _EPOCH) // _QUARTER, timezone)
 
 
 def next_month(month: date) -> date:
@@ -48,3 +53,8 @@ def _zone(timezone: str) -> tzinfo:
 @lru_cache(maxsize=4_096)
 def _day_of_quarter(quarter: int, timezone: str) -> date:
     return (_EPOCH + quarter * _QUARTER).astimezone(_zone(timezone)).date()
+
+
+@lru_cache(maxsize=4_096)
+def _month_of_quarter(quarter: int, timezone: str) -> date:
+    return _day_of_quarter(quarter, timezone).replace(day=1)

@@ -28,6 +28,7 @@ from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore, make_hot_store
 from billing.projection import project_all
 from billing.rebuild import ensure_epoch
+from billing.sealing import seal_postings
 from billing.settlement import Booked, book_shard, expire_grants
 from billing.spending import count_all_spending
 from billing.store.engine import make_engine
@@ -153,7 +154,7 @@ class Worker:
             await self._pause(_BUSY_SECONDS)
 
     async def tidy(self) -> None:
-        """Partitions ahead of time, expired grants, allowances, and balances that a program died before projecting."""
+        """Partitions and grants on time, balances that a program died before projecting, spend limits, and seals."""
         started = time.monotonic()
         if self._partitions_at is None or started - self._partitions_at > _PARTITION_EVERY.total_seconds():
             async with self._engine.begin() as connection:
@@ -165,6 +166,7 @@ class Worker:
         for shard in list(self._epochs):
             await project_all(self._engine, self._hot, shard)
             await count_all_spending(self._engine, self._hot, shard, self._clock.now())
+        await seal_postings(self._engine)
         # However many organizations there are, this takes a tenth of the time at most.
         await self._pause(max(_TIDY_SECONDS, 9 * (time.monotonic() - started)))
 

@@ -87,6 +87,17 @@ class Tier:
     price: MilliUnits
 
 
+class CostKind(StrEnum):
+    """What usage costs the seller: by token and request as counted, by GPU-hour and kilowatt-hour as declared."""
+
+    INPUT_TOKEN = "input_token"  # noqa: S105 - a token of text
+    CACHED_TOKEN = "cached_token"  # noqa: S105
+    OUTPUT_TOKEN = "output_token"  # noqa: S105
+    REQUEST = "request"
+    GPU_HOUR = "gpu_hour"
+    KWH = "kwh"
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A model server. `url` is its root without a path; `credential` is what it demands as a Bearer token."""

@@ -6,17 +6,21 @@ from fastapi import APIRouter, Depends
 
 from gateway.api.operator import (
     backends,
+    costs,
     credentials,
     grants,
     invoices,
     language_models,
+    ledger,
     organizations,
     oversight,
     payments,
+    periods,
     price_books,
     prices,
     projects,
     reconciliation,
+    shares,
     spend_limits,
     taxes,
 )
@@ -39,5 +43,9 @@ for room in (
     invoices,
     payments,
     taxes,
+    ledger,
+    periods,
+    shares,
+    costs,
 ):
     router.include_router(room.router)
