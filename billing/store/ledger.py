@@ -21,9 +21,12 @@ from models.tables import account, charge, dead_entry, organization_balance, pos
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """Why money moved: the head of some transfers. The key makes booking it twice impossible."""
+    """Why money moved: the head of some transfers. The key makes booking it twice impossible.
 
-    organization_id: UUID
+    `organization_id` is None where only the seller's accounts are moved.
+    """
+
+    organization_id: UUID | None
     idempotency_key: str
     kind: PostingKind
     effective_at: datetime
@@ -84,15 +87,21 @@ async def add_accounts(connection: AsyncConnection, organization_id: UUID, curre
     wanted: list[dict[str, object]] = [
         {"organization_id": organization_id, "kind": kind.value, "currency": currency} for kind in ORGANIZATION_ACCOUNTS
     ]
-    wanted += [
+    await connection.execute(upsert(account).values(wanted).on_conflict_do_nothing())
+    await add_seller_accounts(connection, currency)
+    await connection.execute(
+        upsert(organization_balance).values(organization_id=organization_id).on_conflict_do_nothing()
+    )
+
+
+async def add_seller_accounts(connection: AsyncConnection, currency: str) -> None:
+    """Make the seller's accounts of a currency where missing."""
+    wanted = [
         {"organization_id": None, "kind": kind.value, "currency": currency}
         for kind in AccountKind
         if kind not in ORGANIZATION_ACCOUNTS
     ]
     await connection.execute(upsert(account).values(wanted).on_conflict_do_nothing())
-    await connection.execute(
-        upsert(organization_balance).values(organization_id=organization_id).on_conflict_do_nothing()
-    )
 
 
 async def account_ids(

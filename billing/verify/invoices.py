@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from billing.tax import minor_unit
-from billing.verify.book import Question
+from billing.verify.questions import Question
 from billing.verify.report import Claim
 from models.money import CURRENCIES
 
@@ -42,7 +42,7 @@ _ROUNDED: Final = _half_even("coalesce(used.exact, 0)", "unit") + " * unit"
 _TAX_ON: Final = _half_even("rounded * rate", "1000000 * unit") + " * unit"
 _TAX_IN: Final = _half_even("rounded * rate", "(1000000 + rate) * unit") + " * unit"
 
-INVOICES: Final = (
+QUESTIONS: Final = (
     _whole(
         "invoices",
         "Every invoice is the sum of what its month's charges left unbilled, rounded once, and the tax on it.",

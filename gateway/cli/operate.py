@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import invoices, payments, sales, taxes, tenants
+from gateway.cli import invoices, payments, prices, sales, taxes, tenants
 
 
 def register(app: typer.Typer) -> None:
@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(tenants.key, name="key")
     app.add_typer(sales.model, name="model")
     app.add_typer(sales.backend, name="backend")
-    app.add_typer(sales.price, name="price")
+    app.add_typer(prices.price, name="price")
     app.add_typer(invoices.invoice, name="invoice")
     app.add_typer(payments.payment, name="payment")
     app.add_typer(taxes.seller, name="seller")

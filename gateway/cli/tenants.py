@@ -146,6 +146,7 @@ def grant_credit(
     kind: Annotated[GrantKind, typer.Option(help="Bought, given, committed to, or given back.")] = GrantKind.PAID,
     priority: Annotated[int, typer.Option(help="Lower ones are spent first.", min=0, max=1_000)] = 50,
     expires_at: Annotated[str | None, typer.Option(help="Instant of expiry, such as 2027-01-01.")] = None,
+    rollover_max: Annotated[str | None, typer.Option(help="How much of its rest goes into a next one.")] = None,
     url: Url = None,
     operator_key: Key = None,
     data_dir: DataDirectory = DATA_DIRECTORY,
@@ -157,8 +158,12 @@ def grant_credit(
     """
     with operator_client(data_dir, url, operator_key, as_json) as client:
         path = f"/organizations/{organization}"
-        money = {"amount": amount, "currency": client.get(path)["currency"]}
-        body = {"amount": money, "kind": kind.value, "priority": priority, "expires_at": instant(expires_at)}
+        currency = client.get(path)["currency"]
+        money = {"amount": amount, "currency": currency}
+        body: dict[str, Any] = {"amount": money, "kind": kind.value, "priority": priority}
+        body |= {"expires_at": instant(expires_at)}
+        if rollover_max is not None:
+            body["rollover_max"] = {"amount": rollover_max, "currency": currency}
         client.show(client.post(f"{path}/credit_grants", body), _GRANT)
 
 
