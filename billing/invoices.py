@@ -19,8 +19,8 @@ from billing import invoicing
 from billing.months import bounds_of, day_of, month_of, next_month
 from billing.payments import Locked, give_back, lock, paired, refuse_amount, settle
 from billing.settlement import post
+from billing.store import grants, ledger, organizations, payments, taxes
 from billing.store import invoices as stored
-from billing.store import ledger, organizations, payments, taxes
 from billing.store.audit import write_audit
 from billing.store.ledger import Posting
 from billing.store.pages import AnyRow
@@ -127,8 +127,8 @@ async def draft(
 class _Composed:
     """What a month comes to."""
 
+    month: invoicing.Month
     lines: Sequence[Line]
-    exact: int
     rule: TaxRule
     assessed: Assessment
 
@@ -156,16 +156,16 @@ async def _compose(connection: AsyncConnection, owner: Locked, ended: stored.Bil
     groups = await stored.usage_of(connection, owner.id, ended.month)
     if not groups:
         return None
-    prices = await stored.meter_prices(connection, {each for group in groups for each in group.price_version_ids})
-    lines = invoicing.make_lines(groups, prices)
+    prices = await stored.pinned_prices(connection, {each for group in groups for each in group.price_version_ids})
+    month = invoicing.compose(groups, prices)
     # As it was when the month ended: a rule that begins with the next one is not for it.
     rule = await taxes.rule_at(connection, owner.row.country, ended.ends_at - _INSTANT)
     own = owner.row.tax_treatment
     decided = decide(rule, None if own is None else TaxTreatment(own))
-    exact = sum(group.unbilled for group in groups)
-    assert exact == sum(line.amount for line in lines), "the lines add up to the charges"
-    assessed = assess(exact, decided, owner.currency)
-    return _Composed(invoicing.round_lines(lines, assessed, decided, owner.currency), exact, decided, assessed)
+    assert month.exact == sum(line.amount for line in month.lines), "the lines add up to what is owed"
+    assessed = assess(month.exact, decided, owner.currency)
+    lines = invoicing.round_lines(month.lines, assessed, decided, owner.currency)
+    return _Composed(month, lines, decided, assessed)
 
 
 async def _park_if_insane(connection: AsyncConnection, owner: Locked, month: date, total: int, policy: Policy) -> None:
@@ -273,25 +273,29 @@ async def _post_invoice(
 ) -> int | None:
     """What was used becomes what is owed. None where there is nothing to post: credit paid for all."""
     receivable, unbilled = owner.account(AccountKind.RECEIVABLE), owner.account(AccountKind.UNBILLED)
+    prepaid, revenue = owner.account(AccountKind.CUSTOMER_PREPAID), owner.sellers(AccountKind.REVENUE)
     tax, rounding = owner.sellers(AccountKind.TAX_PAYABLE), owner.sellers(AccountKind.ROUNDING)
-    assessed = made.assessed
+    month, assessed = made.month, made.assessed
     # Where prices contain the tax, it was booked as revenue with the charges.
-    taxed = owner.sellers(AccountKind.REVENUE) if made.rule.is_inclusive else receivable
+    taxed = revenue if made.rule.is_inclusive else receivable
     moved = [
-        (receivable, unbilled, made.exact + assessed.rounding),
+        (receivable, unbilled, month.exact + assessed.rounding),
         (unbilled, rounding, max(assessed.rounding, 0)),
         (rounding, unbilled, max(-assessed.rounding, 0)),
         (taxed, tax, assessed.tax),
+        (revenue, unbilled, month.rebate - month.returned),
+        (revenue, prepaid, month.returned),
     ]
     transfers = [Transfer(debit, credit, Units(amount)) for debit, credit, amount in moved if amount]
     if not transfers:
         return None
+    grant_id = await give_back(connection, owner, Units(month.returned), now) if month.returned else None
     posting = Posting(
         owner.id,
         f"invoice:{invoice_id}",
         PostingKind.INVOICE,
         owner.effective(now),
-        {"invoice_id": str(invoice_id)},
+        {"invoice_id": str(invoice_id)} | ({"grant_id": str(grant_id)} if grant_id else {}),
     )
     return await post(connection, posting, transfers)
 
@@ -347,10 +351,28 @@ async def void(connection: AsyncConnection, invoice_id: UUID, reason: str, now: 
             reverses=known.posting_id,
         )
         transfers = await ledger.transfers_of(connection, known.posting_id)
-        await post(connection, posting, [Transfer(each.credit, each.debit, each.amount) for each in transfers])
+        draws = await _returned(connection, known)
+        swapped = [Transfer(each.credit, each.debit, each.amount) for each in transfers]
+        posting_id = await post(connection, posting, swapped)
+        await grants.draw(connection, [grants.Draw(posting_id, *each) for each in draws])
     values = {"state": InvoiceState.VOID.value, "reason": reason, "closed_at": now}
     await stored.change_document(connection, invoice_id, values)
     return await _found(connection, invoice_id)
+
+
+async def _returned(connection: AsyncConnection, known: Invoice) -> list[tuple[UUID, Units]]:
+    """The credit that an invoice's rebate gave, which its void takes back; `Conflict` where it was spent meanwhile."""
+    source = await ledger.find_posting(connection, f"invoice:{known.id}")
+    if source is None or "grant_id" not in source:
+        return []
+    grant_id = UUID(source["grant_id"])
+    found = await grants.find_grant(connection, grant_id)
+    given = await grants.amount_of(connection, grant_id)
+    if found is None or found[2].remaining != given:
+        raise Conflict(
+            "This invoice gave credit back, and some of it is spent, so it cannot be voided. Issue a credit note of it."
+        )
+    return [(grant_id, given)]
 
 
 async def reissue(connection: AsyncConnection, invoice_id: UUID, reason: str, now: datetime, policy: Policy) -> Invoice:

@@ -8,10 +8,11 @@ from typing import Final
 from uuid import UUID
 
 from billing.rounding import divide_half_even, round_to_sum
+from billing.schemes import monthly_rebate
 from billing.tax import MILLION, Assessment, TaxRule, minor_unit
-from models.catalog import Meter
+from models.catalog import Meter, PriceVersion
 from models.invoice import Line, LineKind
-from models.money import MilliUnits, Units, amount_text, currency
+from models.money import Units, amount_text, currency
 
 _NAMES: Final = {
     Meter.INPUT: "input tokens",
@@ -22,16 +23,6 @@ _NAMES: Final = {
     Meter.REQUEST: "requests",
 }
 _ORDER: Final = {meter.value: place for place, meter in enumerate(_NAMES)}
-
-
-@dataclass(frozen=True, slots=True)
-class MeterPrice:
-    """A price version: `price` is in milli-units per unit of the meter where the scheme is `unit`."""
-
-    id: UUID
-    meter: Meter
-    price: MilliUnits
-    scheme: str = "unit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +46,22 @@ class UsageGroup:
 # Lines ---------------------------------------------------------------------------------------------------------------
 
 
-def make_lines(groups: Iterable[UsageGroup], prices: Mapping[UUID, MeterPrice]) -> list[Line]:
-    """The lines of a month, in the order of projects, models, meters and prices, and what credit paid of it.
+@dataclass(frozen=True, slots=True)
+class Month:
+    """What a month comes to: its lines, not rounded yet, whose exact amounts add up to `exact`, which is owed.
 
-    Their exact amounts add up to what no grant paid; they are not rounded yet.
+    `rebate` is what prices with tiers over the month give back; `returned` the part of it that credit had paid, which
+    becomes credit again.
     """
+
+    lines: tuple[Line, ...]
+    exact: int
+    rebate: int = 0
+    returned: int = 0
+
+
+def compose(groups: Iterable[UsageGroup], prices: Mapping[UUID, PriceVersion]) -> Month:
+    """The lines of a month, in the order of projects, models, meters and prices, then rebates, and what credit paid."""
     groups = list(groups)
     merged: dict[tuple[object, ...], Line] = {}
     for group in groups:
@@ -68,10 +70,47 @@ def make_lines(groups: Iterable[UsageGroup], prices: Mapping[UUID, MeterPrice]) 
             known = merged.get(key)
             merged[key] = line if known is None else _added(known, line)
     lines = sorted(merged.values(), key=_place)
-    credit = sum(group.unbilled - group.amount for group in groups)
+    rebates = _rebates(lines, prices)
+    charged, unbilled = sum(group.amount for group in groups), sum(group.unbilled for group in groups)
+    rebate = -sum(line.amount for line in rebates)
+    returned = max(0, rebate - max(0, unbilled))
+    exact = unbilled - rebate + returned
+    lines += rebates
+    credit = exact - (charged - rebate)
     if credit:
         lines.append(Line(LineKind.CREDIT, "Paid from credit", Units(credit)))
-    return lines
+    return Month(tuple(lines), exact, rebate, returned)
+
+
+def _rebates(lines: Sequence[Line], prices: Mapping[UUID, PriceVersion]) -> list[Line]:
+    """What the month's quantity saves at prices whose tiers look at it: never more than was charged for it."""
+    used: dict[UUID, tuple[int, int]] = {}
+    for line in lines:
+        if line.price_version_id is not None:
+            quantity, amount = used.get(line.price_version_id, (0, 0))
+            used[line.price_version_id] = quantity + line.quantity, amount + line.amount
+    # A call that ended at its hold was charged less than its tokens; which of its prices gave way nobody can say.
+    missing: dict[str | None, int] = {}
+    for line in lines:
+        if line.kind is LineKind.ADJUSTMENT and line.amount < 0:
+            missing[line.model] = missing.get(line.model, 0) + line.amount
+    rebates = []
+    for version_id, (quantity, amount) in used.items():
+        version = prices[version_id]
+        back = min(monthly_rebate(version, quantity), max(0, amount + missing.get(version.model, 0)))
+        if back:
+            rebates.append(
+                Line(
+                    LineKind.REBATE,
+                    f"{version.model}: {_NAMES[version.meter]}, price of the month's quantity",
+                    Units(-back),
+                    model=version.model,
+                    meter=version.meter.value,
+                    price_version_id=version_id,
+                    quantity=quantity,
+                )
+            )
+    return rebates
 
 
 def round_lines(lines: Sequence[Line], assessed: Assessment, rule: TaxRule, code: str) -> list[Line]:
@@ -82,11 +121,11 @@ def round_lines(lines: Sequence[Line], assessed: Assessment, rule: TaxRule, code
     return [replace(line, rounded=Units(units * minor)) for line, units in zip(lines, rounded, strict=True)]
 
 
-def _group_lines(group: UsageGroup, prices: Mapping[UUID, MeterPrice]) -> list[Line]:
+def _group_lines(group: UsageGroup, prices: Mapping[UUID, PriceVersion]) -> list[Line]:
     """Quantity by price for each meter, shared so that they add up to the charges; the rest is an adjustment."""
     by_meter = {prices[each].meter: prices[each] for each in group.price_version_ids if each in prices}
     used = [(meter, quantity) for meter, quantity in _quantities(group, by_meter).items() if quantity]
-    plain = {meter for meter, _ in used if meter in by_meter and by_meter[meter].scheme == "unit"}
+    plain = {meter for meter, _ in used if meter in by_meter and not by_meter[meter].is_stepped}
     others = [meter for meter, _ in used if meter not in plain]
     exact = {meter: quantity * by_meter[meter].price for meter, quantity in used if meter in plain}
     explained = sum(exact.values())
@@ -106,7 +145,7 @@ def _group_lines(group: UsageGroup, prices: Mapping[UUID, MeterPrice]) -> list[L
     return lines
 
 
-def _quantities(group: UsageGroup, by_meter: Mapping[Meter, MeterPrice]) -> dict[Meter, int]:
+def _quantities(group: UsageGroup, by_meter: Mapping[Meter, PriceVersion]) -> dict[Meter, int]:
     """Units of each meter. One without a price of its own is in the meter that it is a part of, as its price was."""
     cached = group.cached_tokens if Meter.CACHED_INPUT in by_meter else 0
     written = group.cache_write_tokens if Meter.CACHE_WRITE in by_meter else 0
@@ -125,7 +164,7 @@ def _shared(exact: Sequence[int], explained: int, total: int) -> list[int]:
     return round_to_sum([each * total for each in exact], explained, total) if explained else [0] * len(exact)
 
 
-def _usage_line(group: UsageGroup, meter: Meter, quantity: int, price: MeterPrice | None, amount: int) -> Line:
+def _usage_line(group: UsageGroup, meter: Meter, quantity: int, price: PriceVersion | None, amount: int) -> Line:
     line = Line(
         LineKind.USAGE,
         f"{group.model}: {_NAMES[meter]}",
@@ -133,7 +172,7 @@ def _usage_line(group: UsageGroup, meter: Meter, quantity: int, price: MeterPric
         meter=meter.value,
         price_version_id=None if price is None else price.id,
         quantity=quantity,
-        unit_price=price.price if price is not None and price.scheme == "unit" else None,
+        unit_price=None if price is None or price.is_stepped else price.price,
     )
     return _of(group, line)
 

@@ -99,6 +99,12 @@ async def find_grant(connection: AsyncConnection, grant_id: UUID) -> tuple[UUID,
     return None if row is None else (row.organization_id, row.currency, _grant(row))
 
 
+async def amount_of(connection: AsyncConnection, grant_id: UUID) -> Units:
+    """How much a grant gave in the beginning."""
+    amount = await connection.execute(select(credit_grant.c.amount).where(credit_grant.c.id == grant_id))
+    return Units(int(amount.scalar_one()))
+
+
 async def grants_past_expiry(connection: AsyncConnection, moment: datetime) -> list[tuple[UUID, UUID]]:
     """Organization and id of the grants with money left that expired at or before `moment`."""
     rows = await connection.execute(

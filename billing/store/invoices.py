@@ -12,9 +12,10 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.invoicing import MeterPrice, UsageGroup
+from billing.invoicing import UsageGroup
 from billing.store.pages import AnyRow, Page, fetch_optional, fetch_page
-from models.catalog import Meter
+from billing.store.prices import price_version_of
+from models.catalog import PriceVersion
 from models.invoice import (
     AmendmentReason,
     Invoice,
@@ -320,14 +321,10 @@ async def usage_of(connection: AsyncConnection, organization_id: UUID, month: da
     ]
 
 
-async def meter_prices(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, MeterPrice]:
+async def pinned_prices(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, PriceVersion]:
     """Price versions by id."""
-    rows = await connection.execute(
-        select(price_version.c.id, price_version.c.meter, price_version.c.price, price_version.c.scheme).where(
-            price_version.c.id.in_(ids)
-        )
-    )
-    return {row.id: MeterPrice(row.id, Meter(row.meter), MilliUnits(row.price), row.scheme) for row in rows}
+    rows = await connection.execute(select(price_version).where(price_version.c.id.in_(ids)))
+    return {row.id: price_version_of(row) for row in rows}
 
 
 async def earlier_totals(connection: AsyncConnection, organization_id: UUID, month: date, count: int) -> list[int]:

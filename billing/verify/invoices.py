@@ -38,22 +38,29 @@ _USED: Final = """
       where posting.kind = 'charge_batch' group by 1, 2
 """
 _RATE: Final = "case when rounded > 0 then coalesce((tax_detail ->> 'rate_ppm')::numeric, 0) else 0 end"
-_ROUNDED: Final = _half_even("coalesce(used.exact, 0)", "unit") + " * unit"
+# A rebate lessens what is owed; what of it credit had paid is credit again.
+_OWED: Final = "coalesce(used.exact, 0) - least(coalesce(rebates.amount, 0), greatest(coalesce(used.exact, 0), 0))"
+_ROUNDED: Final = _half_even("exact", "unit") + " * unit"
 _TAX_ON: Final = _half_even("rounded * rate", "1000000 * unit") + " * unit"
 _TAX_IN: Final = _half_even("rounded * rate", "(1000000 + rate) * unit") + " * unit"
 
 QUESTIONS: Final = (
     _whole(
         "invoices",
-        "Every invoice is the sum of what its month's charges left unbilled, rounded once, and the tax on it.",
+        "Every invoice is what its month's charges left unbilled, less rebates, rounded once, and the tax on it.",
         "invoices",
         f"""
-        with used as ({_USED}), sums as (
-          select invoice.*, minor.unit, coalesce(used.exact, 0) as exact, {_ROUNDED} as rounded
+        with used as ({_USED}), rebates as (
+          select invoice_id, -sum(amount) as amount from invoice_line where kind = 'rebate' group by 1
+        ), owed as (
+          select invoice.*, minor.unit, {_OWED} as exact
             from invoice
             join {_MINOR} on minor.currency = invoice.currency
             left join used on used.organization_id = invoice.organization_id and used.month = invoice.month
+            left join rebates on rebates.invoice_id = invoice.id
             where kind = 'invoice' and invoice.month is not null
+        ), sums as (
+          select owed.*, {_ROUNDED} as rounded from owed
         ), rated as (
           select sums.*, {_RATE} as rate, coalesce((tax_detail ->> 'is_inclusive')::boolean, false) as contained
             from sums

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.invoicing import MeterPrice, UsageGroup, insanity, make_lines, round_lines
+from billing.invoicing import UsageGroup, compose, insanity, round_lines
 from billing.rounding import divide_half_even, round_to_sum
 from billing.tax import TaxRule, assess
-from models.catalog import Meter
+from models.catalog import Meter, PriceVersion, Scheme, Tier, TiersOver
 from models.invoice import Line, LineKind, TaxTreatment
 from models.money import MilliUnits
 
 CENT = 10_000_000
 PROJECT = UUID(int=1)
-INPUT, CACHED, OUTPUT, REQUEST, TIERED = (UUID(int=number) for number in range(2, 7))
+INPUT, CACHED, OUTPUT, REQUEST, TIERED, MONTHLY = (UUID(int=number) for number in range(2, 8))
+_TIERS = (Tier(1_000, MilliUnits(600_000)), Tier(None, MilliUnits(100_000)))
+
+
+def version(version_id: UUID, meter: Meter, price: int, **more: Any) -> PriceVersion:
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    return PriceVersion(version_id, "default", "tiny", meter, "USD", MilliUnits(price), since, **more)
+
+
 PRICES = {
-    INPUT: MeterPrice(INPUT, Meter.INPUT, MilliUnits(150_000)),
-    CACHED: MeterPrice(CACHED, Meter.CACHED_INPUT, MilliUnits(75_000)),
-    OUTPUT: MeterPrice(OUTPUT, Meter.OUTPUT, MilliUnits(600_000)),
-    REQUEST: MeterPrice(REQUEST, Meter.REQUEST, MilliUnits(1_000_000)),
-    TIERED: MeterPrice(TIERED, Meter.OUTPUT, MilliUnits(0), "graduated"),
+    INPUT: version(INPUT, Meter.INPUT, 150_000),
+    CACHED: version(CACHED, Meter.CACHED_INPUT, 75_000),
+    OUTPUT: version(OUTPUT, Meter.OUTPUT, 600_000),
+    REQUEST: version(REQUEST, Meter.REQUEST, 1_000_000),
+    TIERED: version(TIERED, Meter.OUTPUT, 600_000, scheme=Scheme.GRADUATED, tiers=_TIERS),
+    MONTHLY: version(MONTHLY, Meter.OUTPUT, 600_000, scheme=Scheme.GRADUATED, tiers=_TIERS, tiers_over=TiersOver.MONTH),
 }
 
 
@@ -36,7 +48,7 @@ def group(
     return UsageGroup(PROJECT, "Web", "tiny", prices, amount=amount, unbilled=owed, **given)
 
 
-def told(lines: list[Line]) -> list[tuple[str, str | None, int, int]]:
+def told(lines: Sequence[Line]) -> list[tuple[str, str | None, int, int]]:
     return [(line.kind.value, line.meter, line.quantity, line.amount) for line in lines]
 
 
@@ -89,11 +101,25 @@ def told(lines: list[Line]) -> list[tuple[str, str | None, int, int]]:
             [("usage", "input", 2, 300)],
             id="one price in two sets is one line",
         ),
+        pytest.param(
+            [group(1_200_000, prices=(INPUT, MONTHLY), output_tokens=2_000)],
+            [("usage", "output", 2_000, 1_200_000), ("rebate", "output", 2_000, -500_000)],
+            id="tiers over the month give back what its quantity saves",
+        ),
+        pytest.param(
+            [group(100_000, prices=(INPUT, MONTHLY), output_tokens=2_000)],
+            [
+                ("usage", "output", 2_000, 1_200_000),
+                ("adjustment", None, 0, -1_100_000),
+                ("rebate", "output", 2_000, -100_000),
+            ],
+            id="never more than was charged",
+        ),
         pytest.param([], [], id="nothing"),
     ],
 )
 def test_lines(groups: list[UsageGroup], lines: list[tuple[str, str | None, int, int]]) -> None:
-    assert told(make_lines(groups, PRICES)) == lines
+    assert told(compose(groups, PRICES).lines) == lines
 
 
 _TOKENS = st.integers(0, 10**9)
@@ -102,7 +128,9 @@ _TOKENS = st.integers(0, 10**9)
 @st.composite
 def groups(draw: st.DrawFn) -> UsageGroup:
     fresh, cached, output, calls = draw(_TOKENS), draw(_TOKENS), draw(_TOKENS), draw(st.integers(0, 10**4))
-    prices = draw(st.sampled_from([(INPUT, OUTPUT), (INPUT, CACHED, OUTPUT), (INPUT, TIERED), (OUTPUT,), ()]))
+    prices = draw(
+        st.sampled_from([(INPUT, OUTPUT), (INPUT, CACHED, OUTPUT), (INPUT, TIERED), (INPUT, MONTHLY), (OUTPUT,), ()])
+    )
     exact = sum(
         quantity * PRICES[price].price
         for price, quantity in ((INPUT, fresh), (CACHED, cached), (OUTPUT, output))
@@ -117,16 +145,19 @@ def groups(draw: st.DrawFn) -> UsageGroup:
 
 @given(st.lists(groups(), max_size=6), st.integers(0, 1_000_000), st.booleans(), st.sampled_from(["USD", "KRW"]))
 def test_lines_add_up(found: list[UsageGroup], rate: int, inclusive: bool, code: str) -> None:
-    lines = make_lines(found, PRICES)
-    exact = sum(each.unbilled for each in found)
+    month = compose(found, PRICES)
+    lines, exact = month.lines, month.exact
     assert sum(line.amount for line in lines) == exact
+    assert exact == sum(each.unbilled for each in found) - month.rebate + month.returned
+    assert exact >= 0
+    assert 0 <= month.returned <= month.rebate
     rule = TaxRule(TaxTreatment.STANDARD, rate, inclusive)
     assessed = assess(exact, rule, code)
     rounded = round_lines(lines, assessed, rule, code)
     assert sum(line.rounded for line in rounded) == assessed.subtotal
     assert all(line.rounded == 0 for line in rounded if line.amount == 0)
     credit = sum(line.amount for line in lines if line.kind is LineKind.CREDIT)
-    assert credit == exact - sum(each.amount for each in found)
+    assert credit == exact + month.rebate - sum(each.amount for each in found)
 
 
 @given(st.lists(st.integers(-(10**15), 10**15)), st.integers(1, 10**13))

@@ -20,6 +20,7 @@ from billing.store.taxes import NewTaxRule, add_rule, set_seller
 from billing.tax import TaxRule
 from billing.verify import verify
 from models.call import Charge, Hold
+from models.catalog import Tier
 from models.ids import uuid7
 from models.invoice import Invoice, TaxTreatment
 from models.money import LARGEST_BALANCE_UNITS, MilliUnits, Units
@@ -104,14 +105,18 @@ class Desk:
             version_ids=tuple(sorted(version_ids)),
         )
 
-    async def new_output_price(self, price: int, since: datetime) -> tuple[UUID, ...]:
-        """Another price of output from a moment on; the price versions then in force."""
+    async def new_output_price(self, price: int, since: datetime, tiers: tuple[Tier, ...] = ()) -> tuple[UUID, ...]:
+        """Another price of output from a moment on, with tiers over the month; the price versions then in force."""
         version_id = uuid7(now())
         async with self.engine.begin() as connection:
             old = (await connection.execute(select(price_version).where(price_version.c.meter == "output"))).one()
             closed = Range(old.effective.lower, since, bounds="[)")
             await connection.execute(update(price_version).where(price_version.c.id == old.id).values(effective=closed))
-            values = {"book": "default", "model_id": MODEL, "meter": "output", "currency": "USD", "price": price}
+            values: dict[str, Any] = {"book": "default", "model_id": MODEL, "meter": "output", "currency": "USD"}
+            values["price"] = price
+            if tiers:
+                steps = [{"up_to": tier.up_to, "price": tier.price} for tier in tiers]
+                values |= {"scheme": "graduated", "tiers": steps, "tiers_over": "month"}
             await connection.execute(
                 insert(price_version).values(id=version_id, effective=Range(since, None), created_by="test", **values)
             )

@@ -17,10 +17,11 @@ from billing.rounding import divide_half_even
 from billing.settlement import void_grant
 from billing.store.invoices import InvoiceFilter, all_invoices, find_invoice
 from billing.tax import TaxRule
+from models.catalog import Tier
 from models.errors import Conflict, InvalidRequest
 from models.invoice import AmendmentReason, Invoice, InvoiceState, LineKind, TaxTreatment
 from models.ledger import GrantKind
-from models.money import Units
+from models.money import MilliUnits, Units
 from models.tables import invoice, organization_balance, usage_day
 from tests.integration.book.desk import BEGIN, CENT, DOLLAR, END, LATER, MONTH, VAT, WON, Desk
 from tests.integration.book.shop import Shop, now
@@ -288,6 +289,40 @@ async def test_a_customer_that_pays_in_won(shop: Shop) -> None:
     assert paid.payment.allocated == supply + tax
     assert await desk.posted(tenant) == 0
     await desk.clean()
+
+
+async def test_tiers_over_the_month_give_back_what_its_quantity_saves(desk: Desk) -> None:
+    owing, prepaid = await desk.customer(), await desk.customer(paid=5 * DOLLAR)
+    since = BEGIN - timedelta(days=1)
+    tiers = (Tier(1_000_000, MilliUnits(600_000)), Tier(None, MilliUnits(100_000)))
+    versions = await desk.new_output_price(600_000, since, tiers)
+    calls = [await desk.use(each, 1_500_000, version_ids=versions) for each in (owing, owing, prepaid)]
+    owed = await desk.bill(owing)
+    # 3,000,000 tokens: of each above a million half a thousandth of a dollar back for a thousand.
+    back = 2_000_000 * 500
+    assert [line.amount for line in owed.lines if line.kind is LineKind.REBATE] == [-back]
+    assert sum(line.amount for line in owed.lines) == calls[0].amount + calls[1].amount - back
+    assert owed.subtotal == half_even_cents(calls[0].amount + calls[1].amount - back)
+    nothing = await desk.bill(prepaid)
+    assert nothing.total == 0
+    assert await desk.posted(prepaid) == 5 * DOLLAR - calls[2].amount + 500_000 * 500
+    await desk.clean()
+
+    async with desk.engine.begin() as connection:
+        await invoices.void(connection, nothing.id, "once more", LATER)
+    assert await desk.posted(prepaid) == 5 * DOLLAR - calls[2].amount
+    await desk.clean()
+    again = await desk.bill(prepaid)
+    assert (again.number, await desk.posted(prepaid)) == (3, 5 * DOLLAR - calls[2].amount + 500_000 * 500)
+    await desk.use(prepaid, 7_500_000, at=LATER, version_ids=versions)
+    with pytest.raises(Conflict, match="some of it is spent"):
+        await void(desk, again)
+    await desk.clean()
+
+
+async def void(desk: Desk, issued: Invoice) -> Invoice:
+    async with desk.engine.begin() as connection:
+        return await invoices.void(connection, issued.id, "no", LATER)
 
 
 # The safety stop -----------------------------------------------------------------------------------------------------
