@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing import invoicing
-from billing.months import bounds_of, day_of, month_of, next_month
+from billing.months import bounds_of, day_of, next_month
 from billing.payments import Locked, give_back, lock, paired, refuse_amount, settle
 from billing.settlement import post
 from billing.store import grants, ledger, organizations, payments, taxes
@@ -649,11 +649,6 @@ async def _audit(connection: AsyncConnection, wanted: Run, made: Invoice, action
         organization_id=made.organization_id,
         detail={"month": f"{wanted.month:%Y-%m}", "number": made.number_text, "total": str(made.total)},
     )
-
-
-def last_month(now: datetime) -> date:
-    """The month before the present one, in UTC."""
-    return month_of(now.replace(day=1) - timedelta(days=1), "UTC")
 
 
 # Finding -------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text, update
 
 from billing import invoices, payments
 from billing.invoices import NewCreditNote
@@ -18,6 +18,7 @@ from billing.store.payments import account_entries, find_payment, open_items
 from models.errors import Conflict, InvalidRequest, NotFound
 from models.invoice import Invoice, InvoiceState, Payment
 from models.money import Units
+from models.tables import book, posting
 from tests.integration.book.desk import CENT, DOLLAR, LATER, MONTH, VAT, Desk
 from tests.integration.book.shop import Shop, Tenant
 
@@ -205,6 +206,18 @@ async def test_a_payment_that_is_taken_away_opens_its_invoice_again(desk: Desk) 
     assert (opened.state, opened.due, opened.closed_at) == (InvoiceState.OPEN, issued.total, None)
     assert await desk.posted(tenant) == -issued.total
     await desk.clean()
+
+
+async def test_what_came_in_in_a_closed_period_is_posted_in_the_open_one(desk: Desk) -> None:
+    tenant, issued = await billed(desk)
+    opened = LATER + timedelta(days=1)
+    async with desk.engine.begin() as connection:
+        await connection.execute(update(book).values(closed_until=opened))
+    paid = (await desk.pay(tenant, issued.total)).payment
+    assert paid.received_at == LATER
+    async with desk.engine.connect() as connection:
+        query = select(posting.c.effective_at).where(posting.c.id == paid.posting_id)
+        assert (await connection.execute(query)).scalar_one() == opened
 
 
 # What is owed --------------------------------------------------------------------------------------------------------

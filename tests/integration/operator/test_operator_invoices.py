@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
 
-from gateway.api import invoices
+from gateway.api import billing, invoices
 from gateway.parts import Parts
+from models.money import parse_amount
 from tests.integration.book.desk import BEGIN, CENT, DOLLAR, LATER, MONTH, Desk
 from tests.integration.book.shop import Shop, Tenant, now
 from tests.integration.operator.conftest import MovableClock
@@ -369,6 +372,24 @@ async def test_e07_one_credit_note_asked_for_many_times_at_once_is_one(world: Wo
     listed = await world.shown("/invoices", kind="credit_note")
     assert [each["total"] for each in listed["data"]] == [usd("0.840000000")]
     await desk.clean()
+
+
+async def test_e09_the_file_the_ledger_and_the_invoice_agree_to_the_last_unit(
+    world: World, desk: Desk, app: FastAPI
+) -> None:
+    app.include_router(billing.router)
+    await open_books(world)
+    tenant = await desk.customer(paid=DOLLAR)
+    for tokens in (1_000_001, 3, 777_777, 1_234_567):
+        await desk.use(tenant, tokens)
+    [outcome] = (await world.made("/invoices/run", {"month": _MONTH, "finalize": True}))["data"]
+    invoice = await world.shown(f"/invoices/{outcome['invoice_id']}")
+    file = await world.get("/exports/charges", organization=str(tenant.organization_id))
+    charged = sum(parse_amount(row["amount"], "USD") for row in csv.DictReader(io.StringIO(file.text)))
+    lines = [(each["kind"], parse_amount(each["exact_amount"]["amount"], "USD")) for each in invoice["lines"]]
+    assert sum(units for kind, units in lines if kind != "credit") == charged
+    assert charged == -(await desk.accounts(tenant))["revenue"]
+    assert sum(units for _, units in lines) == charged - DOLLAR
 
 
 # Commands ------------------------------------------------------------------------------------------------------------
