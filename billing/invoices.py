@@ -621,7 +621,7 @@ async def bill(engine: AsyncEngine, wanted: Run, organization_id: UUID, now: dat
             made = await draft(connection, organization_id, wanted.month, now, wanted.policy)
             skipped = tuple(await stored.months_without_invoice(connection, organization_id, wanted.month))
             row = await organizations.find_organization(connection, organization_id)
-            if made is not None and made.state is InvoiceState.DRAFT:
+            if made is not None and made.created_at == now:
                 await _audit(connection, wanted, made, "invoice.drafted", now)
         if made is None:
             return Outcome(organization_id, "unused", skipped_months=skipped)

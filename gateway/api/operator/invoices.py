@@ -192,7 +192,7 @@ async def finalize_invoice(invoice_id: UUID, request: Operator) -> Response:
 
     async def effect(change: Change) -> InvoiceAnswer:
         issued = await invoices.finalize(change.connection, invoice_id, change.now)
-        return await _done(change, "invoice.finalized", issued, number=issued.number_text)
+        return await _done(change, "invoice.finalized", issued, issued.finalized_at, number=issued.number_text)
 
     return await request.change(effect)
 
@@ -203,7 +203,7 @@ async def void_invoice(invoice_id: UUID, body: Reason, request: Operator) -> Res
 
     async def effect(change: Change) -> InvoiceAnswer:
         voided = await invoices.void(change.connection, invoice_id, body.reason, change.now)
-        return await _done(change, "invoice.voided", voided, reason=body.reason)
+        return await _done(change, "invoice.voided", voided, voided.closed_at, reason=body.reason)
 
     return await request.change(effect)
 
@@ -215,7 +215,9 @@ async def reissue_invoice(invoice_id: UUID, body: Reason, request: Operator) -> 
     async def effect(change: Change) -> InvoiceAnswer:
         policy = policy_of(request.parts.settings)
         drafted = await invoices.reissue(change.connection, invoice_id, body.reason, change.now, policy)
-        return await _done(change, "invoice.reissued", drafted, reason=body.reason, voided=str(invoice_id))
+        return await _done(
+            change, "invoice.reissued", drafted, drafted.created_at, reason=body.reason, voided=str(invoice_id)
+        )
 
     return await request.change(effect)
 
@@ -226,7 +228,7 @@ async def write_off_invoice(invoice_id: UUID, body: Reason, request: Operator) -
 
     async def effect(change: Change) -> InvoiceAnswer:
         lost = await invoices.write_off(change.connection, invoice_id, body.reason, change.now)
-        return await _done(change, "invoice.written_off", lost, reason=body.reason)
+        return await _done(change, "invoice.written_off", lost, lost.closed_at, reason=body.reason)
 
     return await request.change(effect)
 
@@ -246,7 +248,9 @@ async def create_credit_note(invoice_id: UUID, body: NewCreditNote, request: Ope
         # The book keeps the key for ever, so nothing is credited twice even when the stored answer is long gone.
         key = change.retry_key or str(uuid4())
         note = await invoices.credit_note(change.connection, invoice_id, wanted, key, change.now)
-        return await _done(change, "credit_note.issued", note, number=note.number_text, corrects=str(invoice_id))
+        return await _done(
+            change, "credit_note.issued", note, note.created_at, number=note.number_text, corrects=str(invoice_id)
+        )
 
     return await request.change(effect)
 
@@ -257,7 +261,7 @@ async def note_approval(invoice_id: UUID, body: Approval, request: Operator) -> 
 
     async def effect(change: Change) -> InvoiceAnswer:
         noted = await invoices.note_approval(change.connection, invoice_id, body.approval_number)
-        return await _done(change, "invoice.approved", noted, approval_number=body.approval_number)
+        return await _done(change, "invoice.approved", noted, change.now, approval_number=body.approval_number)
 
     return await request.change(effect)
 
@@ -274,8 +278,10 @@ async def release_organization(organization_id: UUID, request: Operator) -> Resp
     return await request.change(effect)
 
 
-async def _done(change: Change, action: str, document: Invoice, **detail: Any) -> InvoiceAnswer:
-    await change.audit(action, f"invoice:{document.id}", document.organization_id, **detail)
+async def _done(change: Change, action: str, document: Invoice, since: datetime | None, **detail: Any) -> InvoiceAnswer:
+    """The answer; with an entry in the audit log where it was done now, and not `since` an earlier request."""
+    if since == change.now:
+        await change.audit(action, f"invoice:{document.id}", document.organization_id, **detail)
     change.project(document.organization_id)
     return InvoiceAnswer.of(document)
 

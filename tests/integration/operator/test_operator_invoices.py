@@ -172,6 +172,10 @@ async def test_void_reissue_write_off_and_release(world: World, desk: Desk) -> N
     await world.made(f"/invoices/{draft['invoice_id']}/finalize")
     lost = await world.made(f"/invoices/{draft['invoice_id']}/write_off", {"reason": "gone"})
     assert (lost["status"], lost["amount_due"]) == ("uncollectible", usd("0.000000000"))
+    again = await world.made(f"/invoices/{draft['invoice_id']}/write_off", {"reason": "gone"})
+    assert again == lost
+    log = await world.shown("/audit_logs", organization_id=str(tenant.organization_id), limit=100)
+    assert [each["action"] for each in log["data"]].count("invoice.written_off") == 1
     await desk.change(tenant, parked_reason="because")
     assert (await world.shown(path))["parked_reason"] == "because"
     assert (await world.made(f"{path}/release"))["parked_reason"] is None
