@@ -147,7 +147,9 @@ class Document:
         """The document as it was on the day of its issue, without what happened to it since."""
         korea = replace(self.korea, approval_number=None) if self.korea else None
         totals = replace(self.totals, paid=None, open=None) if self.totals else None
-        return replace(self, mark=None, korea=korea, totals=totals)
+        # Of an invoice it is why it was voided; of a credit note, why it was issued.
+        reason = self.reason if self.kind is Kind.CREDIT_NOTE else None
+        return replace(self, mark=None, reason=reason, korea=korea, totals=totals)
 
     def __post_init__(self) -> None:
         is_statement = self.kind is Kind.STATEMENT

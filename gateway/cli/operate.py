@@ -1,10 +1,10 @@
-"""The commands of operators, which speak to a running gateway: `org project key model backend price`."""
+"""The commands of operators, which speak to a running gateway: `org project key model backend price invoice`."""
 
 from __future__ import annotations
 
 import typer
 
-from gateway.cli import sales, tenants
+from gateway.cli import documents, sales, tenants
 
 
 def register(app: typer.Typer) -> None:
@@ -15,3 +15,4 @@ def register(app: typer.Typer) -> None:
     app.add_typer(sales.model, name="model")
     app.add_typer(sales.backend, name="backend")
     app.add_typer(sales.price, name="price")
+    app.add_typer(documents.invoice, name="invoice")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, NoReturn, TypeAlias
 from uuid import uuid4
 
 import httpx
@@ -50,6 +50,13 @@ class OperatorClient:
         given = {name: value for name, value in (body or {}).items() if value is not None}
         return self._answered("POST", path, json=given or None, headers={"idempotency-key": str(uuid4())})
 
+    def file(self, path: str) -> httpx.Response:
+        """The answer of a GET below /operator/v1 that is a file, with its headers."""
+        response = self._sent("GET", path)
+        if not response.is_success:
+            self._refused(response)
+        return response
+
     def all_of(self, path: str, **query: str | None) -> list[Answer]:
         """Every object of a list, page by page."""
         objects: list[Answer] = []
@@ -72,12 +79,17 @@ class OperatorClient:
 
     def _answered(self, method: str, path: str, **request: Any) -> Answer:
         response = self._sent(method, path, **request)
+        return self._parsed(response) if response.is_success else self._refused(response)
+
+    def _parsed(self, response: httpx.Response) -> Answer:
         try:
             answer: Answer = response.json()
         except ValueError:
             end(f"What answers at {self.http.base_url} is no Tollgate. Check --url.", FAILED)
-        if response.is_success:
-            return answer
+        return answer
+
+    def _refused(self, response: httpx.Response) -> NoReturn:
+        answer = self._parsed(response)
         try:
             message, param = answer["error"]["message"], answer["error"]["param"]
         except (KeyError, TypeError):

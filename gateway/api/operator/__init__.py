@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends
 from gateway.api.operator import (
     backends,
     credentials,
+    documents,
     grants,
     language_models,
     organizations,
@@ -20,6 +21,8 @@ from gateway.auth import require_operator
 # The guard stands here too, so that a route is guarded whatever its file forgets.
 router = APIRouter(prefix="/operator/v1", tags=["operator"], dependencies=[Depends(require_operator)])
 for room in (
+    # Before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
+    documents,
     organizations,
     projects,
     credentials,
