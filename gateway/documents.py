@@ -31,8 +31,8 @@ async def invoice_pdf(parts: Parts, invoice_id: UUID, wanted: InvoiceFilter) -> 
     """The PDF of an invoice or credit note among the `wanted` ones; raises `NotFound` for any other.
 
     What was issued is the same bytes for ever: their digest is the `etag`, and is kept when they are first made. Where
-    they come out otherwise today (a newer typesetter), the document is still given, and `x-tollgate-first-sha256` has
-    the digest of the first.
+    they come out otherwise today (a newer typesetter, or a changed row), the document is still given, and
+    `x-tollgate-first-sha256` has the digest of the first: a customer can pay, and somebody can look.
     """
     invoice, document = await _document(parts, invoice_id, wanted, settled=False)
     made = await _printed(document)

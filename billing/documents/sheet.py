@@ -167,7 +167,9 @@ def _main_word(document: Document) -> str:
     assert document.totals is not None, "only asked for what has totals"
     if document.kind is Kind.CREDIT_NOTE:
         return _word("credited", document)
-    return _word("open" if document.totals.open is not None else "total", document)
+    # A Korean form has the total there, until some of it is paid.
+    is_form = document.korea is not None and document.totals.open is None
+    return _word("total" if is_form else "open", document)
 
 
 def _main_amount(totals: Totals) -> str:

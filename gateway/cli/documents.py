@@ -44,7 +44,8 @@ def write_pdf(
         )
     if first:
         typer.echo(
-            f"These are not the bytes that were first made of it (SHA-256 {first}): its text is the same, but a newer"
-            " typesetter made it.",
+            f"These are not the bytes that were first made of it (SHA-256 {first}). Either a newer release sets it"
+            " otherwise, or what it says was changed in the database: compare the text with the first file, and run"
+            " `tollgate verify`.",
             err=True,
         )

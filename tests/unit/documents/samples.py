@@ -18,25 +18,54 @@ from billing.documents import (
     Tax,
     Totals,
 )
+from billing.rounding import divide_half_even
+from models.money import shown_amount
 
 _MODELS: Final = ("llama-3.3-70b-instruct", "qwen3-32b", "gpt-oss-120b")
 _METERS: Final = ("input tokens", "cached input tokens", "output tokens")
 
 
 def usage_lines(count: int) -> tuple[Line, ...]:
-    """Lines of usage, each with texts of its own."""
+    """Lines of usage, each with texts of its own; their amounts are quantity by price."""
     return tuple(
         Line(
-            description=f"{_MODELS[at % 3]}, {_METERS[at // 3 % 3]}",
+            description=f"{_MODELS[at % 3]}: {_METERS[at // 3 % 3]}",
             detail=f"Project {('Search', 'Support chat', 'Batch summaries')[at // 9 % 3]} #{at:04d}",
-            quantity=f"{1_234_567 + at * 7_919:,}",
-            unit_price=f"$0.{15 + at % 80}",
+            quantity=f"{_tokens(at):,}",
+            unit_price=f"$0.{_cents(at)}",
             unit="per million tokens",
-            amount=f"${at + 1},{at % 1000:03d}.{at % 100:02d}",
+            amount=_dollars(_amount(at)),
         )
         for at in range(count)
     )
 
+
+def _tokens(at: int) -> int:
+    return 12_345_670_000 + at * 791_900_000
+
+
+def _cents(at: int) -> int:
+    return 15 + at % 80
+
+
+def _amount(at: int) -> int:
+    return divide_half_even(_tokens(at) * _cents(at), 1_000_000)
+
+
+def _dollars(cents: int) -> str:
+    return shown_amount(cents * 10_000_000, "USD")
+
+
+def _won(won: int) -> str:
+    return shown_amount(won * 1_000_000, "KRW")
+
+
+_CREDIT: Final = 100_000
+_SUBTOTAL: Final = sum(_amount(at) for at in range(9)) - _CREDIT
+_TAX: Final = divide_half_even(_SUBTOTAL * 825, 10_000)
+_PAID: Final = 1_000_000
+_SUPPLIES: Final = [divide_half_even((12_345_678 + at * 1_234_567) * (200 + at * 55), 1_000) for at in range(9)]
+_VAT: Final = divide_half_even(sum(_SUPPLIES), 10)
 
 ENGLISH: Final = Document(
     kind=Kind.INVOICE,
@@ -61,15 +90,15 @@ ENGLISH: Final = Document(
     ),
     lines=(
         *usage_lines(9),
-        Line(description="Paid by credit grants", detail="Commit 2026", amount="-$1,000.00"),
+        Line(description="Paid by credit grants", detail="Commit 2026", amount=_dollars(-_CREDIT)),
     ),
     totals=Totals(
-        subtotal="$44,000.36",
-        taxes=(Tax(name="Sales tax", rate="8.25 %", base="$44,000.36", amount="$3,630.03"),),
-        rounding="$0.000000350",
-        total="$47,630.39",
-        paid="-$20,630.39",
-        open="$27,000.00",
+        subtotal=_dollars(_SUBTOTAL),
+        taxes=(Tax(name="Sales tax", rate="8.25 %", base=_dollars(_SUBTOTAL), amount=_dollars(_TAX)),),
+        rounding="$0.00000035",
+        total=_dollars(_SUBTOTAL + _TAX),
+        paid=_dollars(-_PAID),
+        open=_dollars(_SUBTOTAL + _TAX - _PAID),
     ),
     terms=(
         "Bank transfer to Northern Inference Inc., First Example Bank, account 000123456789, routing 125000024",
@@ -102,21 +131,21 @@ KOREAN: Final = Document(
     ),
     lines=tuple(
         Line(
-            description=f"{_MODELS[at % 3]} {('입력 토큰', '캐시 입력 토큰', '출력 토큰')[at // 3]}",
+            description=f"{_MODELS[at % 3]}: {('입력 토큰', '캐시 입력 토큰', '출력 토큰')[at // 3]}",
             detail=f"프로젝트 {('검색', '고객 상담', '배치 요약')[at // 3]}",
-            quantity=f"{12_345_678 + at * 1_234_567:,}",
-            unit_price=f"₩{200 + at * 55:,}",
-            unit="토큰 백만 개당",
-            amount=f"₩{2_469_135 + at * 100_000:,}",
+            quantity=f"{(12_345_678 + at * 1_234_567) * 1_000:,}",
+            unit_price=_won(200 + at * 55),
+            unit="백만 토큰당",
+            amount=_won(_SUPPLIES[at]),
         )
         for at in range(9)
     ),
     totals=Totals(
-        subtotal="₩25,822,215",
-        taxes=(Tax(name="부가가치세", rate="10%", base="₩25,822,215", amount="₩2,582,222"),),
-        total="₩28,404,437",
+        subtotal=_won(sum(_SUPPLIES)),
+        taxes=(Tax(name="부가가치세", rate="10%", base=_won(sum(_SUPPLIES)), amount=_won(_VAT)),),
+        total=_won(sum(_SUPPLIES) + _VAT),
     ),
-    korea=Korea(supply_value="₩25,822,215", tax="₩2,582,222", written_on=date(2026, 10, 31)),
+    korea=Korea(supply_value=_won(sum(_SUPPLIES)), tax=_won(_VAT), written_on=date(2026, 10, 31)),
     terms=("하나예시은행 123-456789-01234 (예금주: 주식회사 한빛추론)",),
     notes=("부가가치세는 문서 단위로 한 번 계산합니다.",),
 )
@@ -128,15 +157,15 @@ CORRECTION: Final = replace(
     corrects="INV-2026-000043",
     reason="단가 합의",
     due_on=None,
-    lines=(Line(description="단가 조정: qwen3-32b 출력 토큰", amount="₩100,000"),),
+    lines=(Line(description="단가 조정: qwen3-32b 출력 토큰", amount="-₩100,000"),),
     totals=Totals(
-        subtotal="₩100,000",
-        taxes=(Tax(name="부가가치세", rate="10%", base="₩100,000", amount="₩10,000"),),
-        total="₩110,000",
+        subtotal="-₩100,000",
+        taxes=(Tax(name="부가가치세", rate="10%", base="-₩100,000", amount="-₩10,000"),),
+        total="-₩110,000",
     ),
     korea=Korea(
-        supply_value="₩100,000",
-        tax="₩10,000",
+        supply_value="-₩100,000",
+        tax="-₩10,000",
         written_on=date(2026, 11, 5),
         amendment_reason="공급가액 변동",
         original_approval_number="202610314100000012345678",
