@@ -427,6 +427,7 @@ async def credit_note(
             f"Of this invoice {amount_text(known.total - credited, owner.currency)} {owner.currency} can still be"
             " credited.",
             param="amount",
+            status=422,
         )
     refuse_amount(amount, owner.currency)
     tax = part_of_tax(

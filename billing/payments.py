@@ -309,6 +309,7 @@ async def refund(
             f"At most {amount_text(payment.amount - payment.refunded, owner.currency)} {owner.currency} of this payment"
             " can be refunded: no more than was paid.",
             param="amount",
+            status=422,
         )
     planned = await _plan_refund(connection, payment, amount, reopens=reopens)
     if planned.missing:

@@ -103,7 +103,10 @@ EXPLAINED: Final = f"""
         ), 0) as late,
         coalesce((
           select sum(transfer.amount) from posting join transfer on transfer.posting_id = posting.id
-            where posting.organization_id = organization.id and posting.kind in ('expire', 'void_grant')
+            where posting.organization_id = organization.id and posting.kind in ('expire', 'void_grant', 'refund')
+        ), 0) + coalesce((
+          select sum(invoice.tax + greatest(invoice.rounding, 0)) from invoice
+            where invoice.organization_id = organization.id and invoice.kind = 'invoice' and invoice.state = 'open'
         ), 0) as taken_back,
         exists (
           select from audit_log
@@ -113,7 +116,8 @@ EXPLAINED: Final = f"""
       from organization
 """  # noqa: S608 - made of constants
 """What may take an organization below its credit limit: calls that were settled after their hold was gone, corrections,
-credit that was taken back while calls ran on it, and a limit that was lowered, which the ledger keeps no amount of."""
+credit that was taken back or refunded while calls ran on it, the tax and the rounding of open invoices, and a limit
+that was lowered, which the ledger keeps no amount of."""
 
 _OVERDRAFT: Final = (
     _sliced(
@@ -130,7 +134,7 @@ _OVERDRAFT: Final = (
     _whole(
         "overdrafts",
         "P3",
-        "No organization owes more than its credit limit, but for late calls, corrections and credit taken back.",
+        "No organization owes more than its credit limit, but for late calls, corrections, credit taken back and tax.",
         "organizations",
         # The reasons are looked for where one is needed: to sum all late calls would take longer than all else.
         f"""

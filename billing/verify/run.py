@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from billing.hot.store import HotStore
 from billing.verify.book import QUESTIONS
 from billing.verify.hot_store import CLAIMS, HotStoreCheck
+from billing.verify.invoices import INVOICES
 from billing.verify.prices import CORRECTIONS, PRICES, check_corrections, price_book, reprice
 from billing.verify.report import Report, Tally, Tell
 from billing.verify.snapshot import Snapshot, snapshot
@@ -37,9 +38,10 @@ async def verify(engine: AsyncEngine, hot: HotStore | None, tell: Tell = _nobody
 
 async def _ask_book(seen: Snapshot, steps: _Steps) -> list[Tally]:
     """Slice by slice, all that is asked of a slice; then what is asked of the whole book."""
-    tallies = {claim.name: Tally(claim) for claim in (*(question.claim for question in QUESTIONS), PRICES, CORRECTIONS)}
-    sliced = [question for question in QUESTIONS if question.sliced]
-    whole = [question for question in QUESTIONS if not question.sliced]
+    questions = (*QUESTIONS, *INVOICES)
+    tallies = {claim.name: Tally(claim) for claim in (*(question.claim for question in questions), PRICES, CORRECTIONS)}
+    sliced = [question for question in questions if question.sliced]
+    whole = [question for question in questions if not question.sliced]
     steps.count = len(seen.slices) * (len(sliced) + 1) + len(whole) + 1
     book = await price_book(seen.connection)
     for part in seen.slices:

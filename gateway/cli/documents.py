@@ -12,10 +12,7 @@ import typer
 from gateway.cli.addresses import DATA_DIRECTORY, FAILED, end
 from gateway.cli.operator_client import AsJson, DataDirectory, Key, Url, operator_client
 
-invoice = typer.Typer(help="Invoices and credit notes.", no_args_is_help=True)
 
-
-@invoice.command("pdf")
 def write_pdf(
     invoice_id: Annotated[UUID, typer.Argument(metavar="ID", help="Id of the invoice or credit note.")],
     output: Annotated[Path, typer.Option(help="File to write.")],

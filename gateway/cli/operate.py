@@ -1,10 +1,12 @@
-"""The commands of operators, which speak to a running gateway: `org project key model backend price invoice`."""
+"""The commands of operators, which speak to a running gateway: who buys, what is sold, and what is billed and paid."""
 
 from __future__ import annotations
 
 import typer
 
-from gateway.cli import documents, sales, tenants
+from gateway.cli import documents, invoices, payments, sales, taxes, tenants
+
+invoices.invoice.command("pdf")(documents.write_pdf)
 
 
 def register(app: typer.Typer) -> None:
@@ -15,4 +17,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(sales.model, name="model")
     app.add_typer(sales.backend, name="backend")
     app.add_typer(sales.price, name="price")
-    app.add_typer(documents.invoice, name="invoice")
+    app.add_typer(invoices.invoice, name="invoice")
+    app.add_typer(payments.payment, name="payment")
+    app.add_typer(taxes.seller, name="seller")
+    app.add_typer(taxes.tax, name="tax")

@@ -9,12 +9,15 @@ from gateway.api.operator import (
     credentials,
     documents,
     grants,
+    invoices,
     language_models,
     organizations,
     oversight,
+    payments,
     prices,
     projects,
     reconciliation,
+    taxes,
 )
 from gateway.auth import require_operator
 
@@ -32,5 +35,8 @@ for room in (
     prices,
     oversight,
     reconciliation,
+    invoices,
+    payments,
+    taxes,
 ):
     router.include_router(room.router)
