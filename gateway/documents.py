@@ -6,17 +6,31 @@ import asyncio
 import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from typing import Final
 from uuid import UUID
 
 import structlog
 from starlette.responses import HTMLResponse, Response
 
-from billing.documents import CONTENT_SECURITY_POLICY, Document, html, invoice_document, pdf
+from billing.documents import (
+    CONTENT_SECURITY_POLICY,
+    Document,
+    Stated,
+    html,
+    invoice_document,
+    pdf,
+    statement_document,
+)
+from billing.invoices import buyer_party
+from billing.receivables import age, state
 from billing.store.documents import keep_digest
 from billing.store.invoices import InvoiceFilter, find_invoice
+from billing.store.organizations import find_organization
+from billing.store.payments import account_entries, open_items
+from billing.store.taxes import find_seller, seller_party
 from gateway.parts import Parts
-from models.errors import NotFound, Unavailable
+from models.errors import InvalidRequest, NotFound, Unavailable
 from models.invoice import Invoice, InvoiceState
 
 PATIENCE_SECONDS: Final = 60.0
@@ -49,6 +63,39 @@ async def invoice_page(parts: Parts, invoice_id: UUID, wanted: InvoiceFilter) ->
     """The same as a page for a screen, which also says what was paid of it since."""
     _, document = await _document(parts, invoice_id, wanted, settled=True)
     return HTMLResponse(html(document), headers=_PRIVATE | {"content-security-policy": CONTENT_SECURITY_POLICY})
+
+
+async def statement_pdf(parts: Parts, organization_id: UUID, since: date | None, until: date | None) -> Response:
+    """The statement of an organization's account, both days included; without days, all of it until now."""
+    document = await _statement(parts, organization_id, since, until)
+    headers = _PRIVATE | {"content-disposition": f'inline; filename="statement_{_file_name(document)}.pdf"'}
+    return Response(await _printed(document), media_type="application/pdf", headers=headers)
+
+
+async def _statement(parts: Parts, organization_id: UUID, since: date | None, until: date | None) -> Document:
+    async with parts.engine.connect() as connection:
+        row = await find_organization(connection, organization_id)
+        if row is None:
+            raise NotFound("There is no such organization.")
+        seller = await find_seller(connection)
+        entries = await account_entries(connection, organization_id)
+        today = parts.clock.now().date()
+        last = until or today
+        first = since or min((entry.on for entry in entries if entry.on <= last), default=last)
+        if last < first:
+            raise InvalidRequest("The statement ends before it begins. Let 'from' be the earlier day.", param="from")
+        aged = age(await open_items(connection, last, organization_id), last)
+    stated = Stated(
+        seller=None if seller is None else seller_party(seller),
+        buyer=buyer_party(row),
+        currency=row.currency,
+        language="ko" if row.language == "ko" else "en",
+        issued_on=today,
+        period=(first, last),
+        statement=state(entries, first, last),
+        ageing=aged[0].buckets if aged else {},
+    )
+    return statement_document(stated)
 
 
 async def _document(

@@ -50,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tax:
-    """One rate of tax, with the amount it was taken of; `rate` is text such as `10 %`."""
+    """One rate of tax, with the amount it was taken of; `rate` is such as `10 %`, or empty where the name has it."""
 
     name: str
     rate: str

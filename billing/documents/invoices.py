@@ -187,15 +187,10 @@ def _totals(invoice: Invoice, language: Language, sign: int, *, settled: bool) -
     tax = invoice.tax
     taxes: tuple[Tax, ...] = ()
     if tax.treatment in (TaxTreatment.STANDARD, TaxTreatment.ZERO_RATED):
-        rate = _percent(tax.rate_ppm, language)
-        taxes = (
-            Tax(
-                name=tax.name or TAX[language],
-                rate=rate,
-                base=shown(tax.base),
-                amount=shown(invoice.total - invoice.subtotal),
-            ),
-        )
+        name = tax.name or TAX[language]
+        # People name a rule with its rate, and it is not to stand there twice.
+        rate = "" if "%" in name else _percent(tax.rate_ppm, language)
+        taxes = (Tax(name=name, rate=rate, base=shown(tax.base), amount=shown(invoice.total - invoice.subtotal)),)
     tells = settled and invoice.kind is InvoiceKind.INVOICE and invoice.state in (InvoiceState.OPEN, InvoiceState.PAID)
     return Totals(
         subtotal=shown(invoice.subtotal),

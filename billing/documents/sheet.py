@@ -6,7 +6,7 @@ import unicodedata
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
-from billing.documents.document import Account, Document, Kind, Language, Line, Party, Totals
+from billing.documents.document import Account, Document, Kind, Language, Line, Party, Tax, Totals
 from billing.documents.words import MARKS, TITLES, WORDS, day, span
 
 # Marks that turn the direction of what follows them: a name with one could show an amount backwards.
@@ -226,13 +226,16 @@ def _totals(document: Document) -> tuple[Row, ...]:
     if totals is None:
         assert document.account is not None, "a document has totals or an account"
         return (Row(_word("closing", document), document.account.closing, strong=True),)
-    of = _word("of", document)
-    taxes = tuple(Row(f"{tax.name} {tax.rate} ({of} {tax.base})", tax.amount) for tax in totals.taxes)
+    taxes = tuple(Row(_taxed(tax, document), tax.amount) for tax in totals.taxes)
     total_word = "credited" if document.kind is Kind.CREDIT_NOTE else "total"
     total = Row(_word(total_word, document), totals.total, strong=True)
     after = _known(document, ("paid", totals.paid))
     due = () if totals.open is None else (Row(_word("open", document), totals.open, strong=True),)
     return (*_known(document, ("subtotal", totals.subtotal)), *taxes, total, *after, *due)
+
+
+def _taxed(tax: Tax, document: Document) -> str:
+    return " ".join(filter(None, (tax.name, tax.rate, f"({_word('of', document)} {tax.base})")))
 
 
 def _blocks(document: Document) -> tuple[Box, ...]:

@@ -30,6 +30,7 @@ from gateway.cli import operate
 from gateway.parts import Parts
 from models.ids import uuid7
 from models.invoice import Invoice, Party
+from models.money import Units
 from models.tables import invoice
 from tests.integration.billing_api.world import Tenant, World
 from tests.unit.documents.test_invoices import DOLLARS, NOTE, WONS
@@ -61,7 +62,8 @@ async def keep(world: World, tenant: Tenant, made: Invoice, state: str = "open")
     async with world.engine.begin() as connection:
         await add_document(connection, values, made.lines)
         if state != "draft":
-            await change_document(connection, invoice_id, {"number": made.number, "state": state})
+            issued = {"number": made.number, "state": state, "finalized_at": made.created_at}
+            await change_document(connection, invoice_id, issued)
     return invoice_id
 
 
@@ -170,6 +172,22 @@ async def test_a_credit_note_names_its_invoice(world: World) -> None:
     assert "수정거래명세서" in text
     assert "INV-000042" in text
     assert "-₩110,006" in text
+
+
+async def test_a_statement_is_a_file_too(world: World) -> None:
+    await keep(world, world.ours, replace(DOLLARS, settled=Units(0)))
+    path = f"/operator/v1/organizations/{world.ours.organization_id}/statement.pdf"
+    answer = await world.get(path, world.operator_key, to="2026-12-31")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-disposition"] == 'inline; filename="statement_2026-11-02_2026-12-31.pdf"'
+    text = text_of(answer)
+    for told in ("Statementofaccount", "INV-000042", "$1,469.13", "Ours"):
+        assert told in text
+    turned = await world.get(path, world.operator_key, **{"from": "2026-12-31", "to": "2026-01-01"})
+    assert (turned.status_code, turned.json()["error"]["param"]) == (400, "from")
+    unknown = await world.get(f"/operator/v1/organizations/{uuid4()}/statement.pdf", world.operator_key)
+    assert unknown.status_code == 404
+    assert (await world.get(path, world.ours.admin_key)).status_code == 403
 
 
 async def test_page_can_run_nothing(world: World) -> None:

@@ -208,6 +208,11 @@ def test_without_a_rule_nothing_is_said_about_tax() -> None:
     assert [row.label for row in laid.totals] == ["Subtotal", "Total"]
 
 
+def test_a_rate_that_is_in_the_name_is_told_once() -> None:
+    tax = replace(DOLLARS.tax, name="VAT 19 %")
+    assert sheet(invoice_document(replace(DOLLARS, tax=tax))).totals[1].label == "VAT 19 % (of $1,234.56)"
+
+
 @pytest.mark.parametrize(
     "later",
     [
