@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from billing.documents import CONTENT_SECURITY_POLICY
 from billing.store.documents import keep_digest
 from billing.store.invoices import add_document, change_document, korea_json, party_json, tax_json
-from gateway.api import billing, documents, errors, operator
+from gateway.app import make_api
 from gateway.cli import operate
 from gateway.parts import Parts
 from models.ids import uuid7
@@ -40,12 +40,9 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def app(parts: Parts) -> FastAPI:
-    """An application with the documents, and with the rooms beside them."""
-    app = FastAPI()
+    """The whole application: other routes must not take `{id}.pdf` for an id."""
+    app = make_api(docs_enabled=False)
     app.state.parts = parts
-    errors.install(app)
-    for router in (documents.router, billing.router, operator.router):
-        app.include_router(router)
     return app
 
 
