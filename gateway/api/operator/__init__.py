@@ -8,6 +8,7 @@ from gateway.api.operator import (
     backends,
     costs,
     credentials,
+    documents,
     grants,
     invoices,
     language_models,
@@ -29,6 +30,8 @@ from gateway.auth import require_operator
 # The guard stands here too, so that a route is guarded whatever its file forgets.
 router = APIRouter(prefix="/operator/v1", tags=["operator"], dependencies=[Depends(require_operator)])
 for room in (
+    # Before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
+    documents,
     organizations,
     projects,
     credentials,
