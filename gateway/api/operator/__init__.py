@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 
 from gateway.api.operator import (
+    alerts,
     backends,
     credentials,
     grants,
@@ -31,5 +32,6 @@ for room in (
     oversight,
     reconciliation,
     spend_limits,
+    alerts,
 ):
     router.include_router(room.router)
