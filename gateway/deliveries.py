@@ -6,9 +6,10 @@ import asyncio
 import secrets
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeAlias
 
 import httpx
 import msgspec
@@ -16,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.alerting import next_attempt
 from billing.store.alerts import Delivery, lease_deliveries, mark_delivery
-from gateway.destinations import Resolve, public_address, read_url, resolve
+from gateway.destinations import find_address, read_url
 from gateway.keys import unseal
 from gateway.signatures import sign
 from models.errors import InvalidRequest
@@ -27,6 +28,9 @@ AT_ONCE: Final = 16
 _ATTEMPT_SECONDS: Final = 10.0
 _LEASE: Final = timedelta(minutes=1)
 """Longer than an attempt: after it, the worker that made it is taken for dead."""
+
+
+FindAddress: TypeAlias = Callable[[httpx.URL], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,13 @@ class Attempt:
 
 
 class Post:
-    """Sends alerts. `resolve` and `trusted` are for tests, whose receiver is on this machine."""
+    """Sends alerts. `find_address` and `trusted` are for tests, whose receiver is on this machine."""
 
-    def __init__(self, pepper: bytes, *, resolve: Resolve = resolve, trusted: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, pepper: bytes, *, find_address: FindAddress = find_address, trusted: ssl.SSLContext | None = None
+    ) -> None:
         self._pepper = pepper
-        self._resolve = resolve
+        self._find_address = find_address
         # No connection is kept: it was made for one name, and another name at the same address must not get it.
         self._client = httpx.AsyncClient(
             verify=ssl.create_default_context() if trusted is None else trusted,
@@ -77,7 +83,7 @@ class Post:
 
     async def _status(self, delivery: Delivery) -> int:
         url = read_url(delivery.url)
-        address = await public_address(url, self._resolve)
+        address = await self._find_address(url)
         body = body_of(delivery)
         secret = unseal(delivery.sealed_secret, self._pepper).encode()
         request = self._client.build_request(

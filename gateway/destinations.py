@@ -10,7 +10,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from typing import Final, TypeAlias
 
 import httpx
@@ -25,9 +25,10 @@ _URL: Final = re.compile(r"https://[!#-;=?-Z\[\]_a-z~]+", re.ASCII)
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+", re.ASCII)
 _RESOLVE_SECONDS: Final = 5.0
 
+_UNICAST: Final = IPv6Network("2000::/3")
 _NAT64: Final = IPv6Network("64:ff9b::/96")
-_TUNNELS: Final = (IPv6Network("2001::/32"), IPv6Network("2002::/16"))
-"""Teredo and 6to4, whose addresses carry another one inside."""
+_TUNNELS: Final = (IPv6Network("2001::/32"), IPv6Network("2002::/16"), IPv4Network("192.88.99.0/24"))
+"""Teredo and 6to4: such addresses carry, or lead to, another one."""
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
 """The addresses of a host, as text; raises `OSError` where there are none."""
@@ -39,7 +40,13 @@ def read_url(url: str) -> httpx.URL:
         parsed = httpx.URL(url) if len(url) <= LONGEST_URL and _URL.fullmatch(url) else None
     except (httpx.InvalidURL, ValueError):
         parsed = None
-    if parsed is None or parsed.userinfo or parsed.fragment or not _HOST.fullmatch(parsed.host) or parsed.port == 0:
+    if (
+        parsed is None
+        or parsed.userinfo
+        or parsed.fragment
+        or not _HOST.fullmatch(parsed.host)
+        or (parsed.port is not None and not 0 < parsed.port < 65_536)
+    ):
         raise InvalidRequest(
             "The URL must be a plain https URL in ASCII, such as https://example.com/alerts, without user, password or"
             " fragment.",
@@ -72,9 +79,14 @@ async def public_address(url: httpx.URL, resolve: Resolve) -> str:
     return addresses[0]
 
 
+async def find_address(url: httpx.URL) -> str:
+    """An address to connect to now, as `public_address` answers it by what the system knows."""
+    return await public_address(url, resolve)
+
+
 async def check(url: str) -> None:
     """Return where alerts may be sent to this URL now; raises `InvalidRequest`."""
-    await public_address(read_url(url), resolve)
+    await find_address(read_url(url))
 
 
 def is_public(address: str) -> bool:
@@ -83,12 +95,12 @@ def is_public(address: str) -> bool:
         parsed = ip_address(address)
     except ValueError:
         return False
-    match parsed:
-        case IPv4Address():
-            return parsed.is_global and not parsed.is_multicast
-        case IPv6Address():
-            # Addresses with a zone belong to one link; of those that carry an IPv4 address that one counts.
-            if parsed.scope_id is not None or any(parsed in network for network in _TUNNELS):
-                return False
-            carried = parsed.ipv4_mapped or (IPv4Address(parsed.packed[-4:]) if parsed in _NAT64 else None)
-            return is_public(str(carried)) if carried else parsed.is_global and not parsed.is_multicast
+    if any(parsed in network for network in _TUNNELS):
+        return False
+    if isinstance(parsed, IPv4Address):
+        return parsed.is_global and not parsed.is_multicast
+    # Of addresses that carry an IPv4 address that one counts; those with a zone belong to one link.
+    carried = parsed.ipv4_mapped or (IPv4Address(parsed.packed[-4:]) if parsed in _NAT64 else None)
+    if carried is not None:
+        return is_public(str(carried))
+    return parsed in _UNICAST and parsed.is_global and parsed.scope_id is None
