@@ -14,7 +14,7 @@ from sqlalchemy import text
 from billing.months import month_of
 from billing.notices import notice
 from billing.settlement import grant_credit, void_grant
-from gateway import destinations
+from gateway import destinations, worker
 from gateway.deliveries import Post, deliver
 from gateway.destinations import public_address
 from gateway.signatures import check_signature
@@ -26,6 +26,7 @@ from tests.integration.operator.conftest import MovableClock
 from tests.integration.operator.world import PEPPER
 from tests.integration.webhooks.receiver import HOST, Receiver, trusted
 from tests.integration.webhooks.world import Customer, Payments
+from tests.stage import eventually
 from tests.unit.stripe_samples import event, intent
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
@@ -267,6 +268,28 @@ async def test_an_alert_arrives_signed_and_once(
     (delivery,) = alert["deliveries"]
     assert (delivery["attempts"], delivery["last_status"], delivery["next_at"]) == (1, 200, None)
     assert delivery["delivered_at"] is not None
+
+
+async def test_a_worker_notices_and_delivers(
+    payments: Payments,
+    customer: Customer,
+    receiver: Receiver,
+    post: Post,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await endpoint(payments, receiver)
+    await payments.made(f"/organizations/{customer.id}", {"low_balance": usd(5)})
+    monkeypatch.setattr(worker, "Post", lambda pepper: post)
+    stop = asyncio.Event()
+    working = asyncio.create_task(worker.run_worker(payments.parts.settings, stop))
+
+    async def arrived() -> bool:
+        return bool(receiver.received)
+
+    await eventually(arrived)
+    stop.set()
+    await working
+    assert [received.told["event"] for received in receiver.received] == ["balance.low"]
 
 
 async def test_endpoints_get_what_they_asked_for(
