@@ -101,6 +101,7 @@ organization = Table(
     _one_of("language", "en", "ko"),
     CheckConstraint("payment_terms_days between 0 and 365", name="payment_terms_days"),
     CheckConstraint("low_balance > 0", name="low_balance"),
+    Index("organization_low_balance_idx", "id", postgresql_where=text("low_balance is not null")),
     _one_of("tax_treatment", "standard", "exempt", "reverse_charge", "zero_rated"),
 )
 

@@ -210,6 +210,7 @@ async def low_balances(connection: AsyncConnection) -> list[LowBalance]:
         )
         .join(organization_balance, organization_balance.c.organization_id == organization.c.id)
         .where(
+            organization.c.low_balance.is_not(None),
             organization_balance.c.posted < organization.c.low_balance,
             organization.c.closed_at.is_(None),
             ~_open_low_balance(),

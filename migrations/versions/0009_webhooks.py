@@ -15,6 +15,7 @@ _STATEMENTS = (
       add low_balance numeric(38, 0),
       add constraint organization_low_balance_check check (low_balance > 0)
     """,
+    "create index organization_low_balance_idx on organization (id) where low_balance is not null",
     "alter table credit_grant add emptied_at timestamptz",
     # What was used up before is no news.
     "update credit_grant set emptied_at = now() where remaining = 0",

@@ -35,7 +35,9 @@ class NewEndpoint(Body):
 
     url: Annotated[str, StringConstraints(min_length=1, max_length=destinations.LONGEST_URL)]
     organization_id: UUID | None = None
-    events: Annotated[list[AlertKind], Field(min_length=1)] = Field(default_factory=lambda: list(AlertKind))
+    events: Annotated[list[AlertKind], Field(min_length=1, max_length=20)] = Field(
+        default_factory=lambda: list(AlertKind)
+    )
 
 
 class Endpoint(BaseModel):

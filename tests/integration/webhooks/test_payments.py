@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from tests.integration.webhooks.world import Customer, Payments
 from tests.unit.stripe_samples import body, charge, dispute, event, intent, session
@@ -190,6 +192,24 @@ async def test_events_are_listed_page_by_page(payments: Payments, customer: Cust
     rest = await payments.shown("/webhook_events", limit=2, after=first["last_id"])
     assert [kept["event_id"] for kept in rest["data"]] == ["evt_0"]
     assert (await payments.get("/webhook_events", state="lost")).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update webhook_event set digest = sha256('x')",
+        "update webhook_event set event_id = 'evt_other'",
+        "delete from webhook_event",
+        "update alert set detail = '{}'",
+        "delete from alert",
+        "update alert_endpoint set url = 'https://example.com'",
+        "delete from alert_delivery",
+    ],
+)
+async def test_the_program_cannot_rewrite_what_was_told(payments: Payments, statement: str) -> None:
+    async with payments.parts.engine.connect() as connection:
+        with pytest.raises(DBAPIError, match="permission denied"):
+            await connection.execute(text(statement))
 
 
 async def test_while_the_database_is_away_the_provider_is_told_to_come_again(
