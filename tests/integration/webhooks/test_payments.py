@@ -9,6 +9,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from billing import payments_in
+from billing.store.engine import make_engine
 from tests.integration.webhooks.world import Customer, Payments
 from tests.unit.stripe_samples import body, charge, dispute, event, intent, session
 
@@ -215,16 +217,26 @@ async def test_the_program_cannot_rewrite_what_was_told(payments: Payments, stat
 async def test_while_the_database_is_away_the_provider_is_told_to_come_again(
     payments: Payments, customer: Customer
 ) -> None:
-    engine = payments.parts.engine
-    await engine.dispose()
-
-    class Away:
-        def begin(self) -> Any:
-            raise ConnectionRefusedError
-
-    payments.parts.engine = Away()  # type: ignore[assignment]
+    engine, away = payments.parts.engine, make_engine("postgresql://nobody@127.0.0.1:1/none")
+    payments.parts.engine = away
     answer = await payments.send(body(paid(customer)))
     payments.parts.engine = engine
+    await away.dispose()
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
     assert await payments.tell(paid(customer)) == "booked"
+
+
+async def test_an_event_and_its_booking_commit_together_or_not_at_all(
+    payments: Payments, customer: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(payments_in, "write_audit", breaks)
+        assert (await payments.send(body(paid(customer)))).status_code == 503
+    for table in ("webhook_event", "posting", "credit_grant"):
+        assert await payments.count(table) == 0
+    assert await payments.tell(paid(customer)) == "booked"
+    assert await payments.balance(customer) == 1999 * CENT
