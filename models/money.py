@@ -63,6 +63,12 @@ def parse_amount(text: str, code: str) -> Units:
     return Units(_parse(text, currency(code).ledger_scale))
 
 
+def units_of_minor(amount_minor: int, code: str) -> Units:
+    """Ledger units of an amount in the minor unit, as payment providers state it: 1999 is $19.99, or ₩1999."""
+    kept = currency(code)
+    return Units(amount_minor * 10 ** (kept.ledger_scale - kept.minor_digits))
+
+
 def price_text(price: int, code: str) -> str:
     """Price per million tokens of a price in milli-units per token: 12500 in USD is `0.012500`."""
     return _text(price, currency(code).ledger_scale - 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 
 from gateway.api.operator import (
+    alerts,
     backends,
     costs,
     credentials,
@@ -50,5 +51,6 @@ for room in (
     periods,
     shares,
     costs,
+    alerts,
 ):
     router.include_router(room.router)
