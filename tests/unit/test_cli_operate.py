@@ -56,7 +56,7 @@ def test_all_the_agreed_commands_are_there() -> None:
         ],
         "invoice": [
             *("run", "list", "show", "finalize", "void", "reissue", "credit", "writeoff", "approve", "release"),
-            *("ageing", "statement"),
+            *("ageing", "statement", "pdf"),
         ],
         "payment": ["record", "list", "allocate", "refund"],
         "seller": ["set", "show"],
