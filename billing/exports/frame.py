@@ -59,7 +59,7 @@ class Kind:
     """One kind of export. `schema` names its columns: a change of any of them is a new number.
 
     `pieces` makes the file after `head`; `total` says what the manifest sums, `moment` which time `from` and `to`
-    bound. `newest` finds the watermark of an export without one.
+    bound. `newest` finds the watermark of an export without one, `refuse` raises for what cannot be asked.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Kind:
     newest: Callable[[AsyncEngine, UUID | None], Awaitable[int]] = settled_watermark
     is_operators: bool = False
     takes_since: bool = True
+    refuse: Callable[[Wanted], None] | None = None
 
     @property
     def is_csv(self) -> bool:
@@ -152,7 +153,8 @@ async def begin_export(engine: AsyncEngine, kind: Kind, wanted: Wanted, *, excel
     """
     _refuse_impossible(kind, wanted, excel)
     newest = await kind.newest(engine, wanted.organization_id)
-    watermark = newest if wanted.watermark is None else wanted.watermark
+    # Nothing new since an earlier export is an empty file, not a fault.
+    watermark = max(newest, wanted.since or 0) if wanted.watermark is None else wanted.watermark
     if watermark > newest and watermark > await settled_watermark(engine, None):
         raise InvalidRequest(f"The book ends at watermark {newest}; leave the watermark out.", param="watermark")
     if wanted.since is not None and wanted.since > watermark:
@@ -165,6 +167,8 @@ def _refuse_impossible(kind: Kind, wanted: Wanted, excel: bool) -> None:
         raise InvalidRequest("from must lie before to.", param="from")
     if wanted.since is not None and not kind.takes_since:
         raise InvalidRequest(f"{kind.name} is made of the whole book; leave since out.", param="since")
+    if kind.refuse is not None:
+        kind.refuse(wanted)
     if excel and not kind.is_csv:
         raise InvalidRequest(f"{kind.name} is no table for Excel; leave the profile out.", param="profile")
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from billing.exports.ageing import AGEING
 from billing.exports.charges import CHARGES
 from billing.exports.frame import Kind
+from billing.exports.invoices import INVOICE_LINES, INVOICES
+from billing.exports.journal import JOURNAL
+from billing.exports.payments import PAYMENTS
+from billing.exports.trial_balance import TRIAL_BALANCE
 
-KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (CHARGES,)}
+KINDS: Final[dict[str, Kind]] = {
+    kind.name: kind for kind in (CHARGES, INVOICES, INVOICE_LINES, PAYMENTS, JOURNAL, TRIAL_BALANCE, AGEING)
+}
