@@ -10,8 +10,12 @@ from billing.exports.frame import Kind
 from billing.exports.invoices import INVOICE_LINES, INVOICES
 from billing.exports.journal import JOURNAL
 from billing.exports.payments import PAYMENTS
+from billing.exports.plain_text import BEANCOUNT, HLEDGER
 from billing.exports.trial_balance import TRIAL_BALANCE
 
-KINDS: Final[dict[str, Kind]] = {
-    kind.name: kind for kind in (CHARGES, INVOICES, INVOICE_LINES, PAYMENTS, JOURNAL, TRIAL_BALANCE, AGEING)
-}
+_ALL: Final = (
+    *(CHARGES, INVOICES, INVOICE_LINES, PAYMENTS, JOURNAL, TRIAL_BALANCE, AGEING),
+    *(HLEDGER, BEANCOUNT),
+)
+
+KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in _ALL}
