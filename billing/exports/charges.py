@@ -27,7 +27,8 @@ _FUNDING: Final = """
 _FUNDING_BEGINS: Final = "case when jsonb_array_length(funding) > 0 then concat(funding -> 0 ->> 0, '=') end"
 
 
-def _rows(wanted: Wanted) -> Rows:
+def rows_of_charges(wanted: Wanted) -> Rows:
+    """The charges that are wanted, with the unit of their currency."""
     condition, values = conditions(wanted, id="posting_id", at="created_at", organization_id="organization_id")
     for name in ("project_id", "api_key_id", "model"):
         if (value := getattr(wanted, name)) is not None:
@@ -75,7 +76,7 @@ LINES: Final = Lines(
         optional("corrects"),
         plain("posting_id"),
     ),
-    rows=_rows,
+    rows=rows_of_charges,
     key=(("call_id", "uuid"),),
     total="amount",
     moment="created_at",

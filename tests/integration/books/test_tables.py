@@ -166,6 +166,7 @@ async def test_a_watermark_repeats_to_the_byte(own_books: Books) -> None:
     first = {kind: await books.make(kind, **span) for kind, span in spans.items()}
     await books.month.pay(books.hybrid, books.hybrid.total, MAY - timedelta(days=1), "later")
     await books.month.book([books.month.call(books.month.hybrid, APRIL)])
+    await books.month.credit_note(books.postpaid, 10_000_000, 0, MAY - timedelta(days=1), number=2)
     for kind, file in first.items():
         again = await books.make(kind, watermark=file.manifest.export.watermark, **spans[kind])
         assert again.body == file.body, kind
