@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from billing.exports import EXCEL_ROWS, KINDS
+from billing.exports.focus_check import DATA_SETS
+from billing.exports.focus_check import check as check_focus
 from gateway.cli.addresses import DATA_DIRECTORY, FAILED, USAGE, end, find_operated
 
 _TIMEOUT = httpx.Timeout(30, read=300)
+_FAULTS_SHOWN = 20
 
 
 class Profile(StrEnum):
@@ -61,6 +67,9 @@ def export(
     url: Annotated[str | None, typer.Option(help="Address of the gateway; else TOLLGATE_URL.")] = None,
     operator_key: Annotated[str | None, typer.Option(help="Better in TOLLGATE_OPERATOR_KEY.")] = None,
     data_dir: Annotated[Path, typer.Option(help="Data directory of `tollgate up`.")] = DATA_DIRECTORY,
+    check: Annotated[
+        bool, typer.Option("--check", help="Of a FOCUS file: examine it, and tell what is wrong.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Write a file for finance, and check that what arrived is what the ledger holds; exit code 1 where it is not.
@@ -69,6 +78,8 @@ def export(
     """
     if kind not in KINDS:
         end(f"There is no export {kind}. There is: {', '.join(KINDS)}.", USAGE)
+    if check and kind not in DATA_SETS:
+        end(f"Only FOCUS files are examined: {', '.join(DATA_SETS)}.", USAGE)
     is_excel = excel or profile is Profile.EXCEL
     asked = {"from": _instant("--from", start), "to": _instant("--to", stop), "organization": org}
     asked |= {"watermark": _number(watermark), "since": _number(since), "profile": "excel" if is_excel else None}
@@ -78,6 +89,7 @@ def export(
     try:
         with httpx.Client(base_url=operated.url, headers=headers, timeout=_TIMEOUT) as client:
             manifest = _export(client, kind, given, out)
+            faults = _faults(client, kind, given, manifest, out) if check else []
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         end(f"The gateway at {operated.url} does not answer ({type(error).__name__}). Is it running?", FAILED)
     except OSError as error:
@@ -86,6 +98,10 @@ def export(
         typer.echo(json.dumps(manifest))
     else:
         _print(manifest, out)
+    if faults:
+        for fault in faults[:_FAULTS_SHOWN]:
+            typer.echo(fault, err=True)
+        end(f"{out} is not what FOCUS asks for: {len(faults):,} faults.", FAILED)
 
 
 def _export(client: httpx.Client, kind: str, asked: dict[str, str], out: Path) -> dict[str, Any]:
@@ -101,6 +117,22 @@ def _export(client: httpx.Client, kind: str, asked: dict[str, str], out: Path) -
         part.replace(out)
     out.with_name(f"{out.name}.manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _faults(client: httpx.Client, kind: str, asked: dict[str, str], manifest: dict[str, Any], out: Path) -> list[str]:
+    """What is wrong in a FOCUS file. Whole books are also compared with the invoices of the same watermark."""
+    payable: dict[str, Decimal] | None = None
+    if not {"from", "to"} & asked.keys():
+        answer = client.get(
+            "/operator/v1/exports/invoices",
+            params={name: asked[name] for name in ("organization",) if name in asked}
+            | {"watermark": manifest["watermark"]},
+        )
+        _demand_success(answer)
+        rows = csv.DictReader(io.StringIO(answer.text, newline=""), strict=True)
+        payable = {row["number"]: Decimal(row["total"]) for row in rows if row["status"] != "void"}
+    with out.open(encoding="utf-8-sig", newline="") as file:
+        return list(check_focus(kind, file, payable))
 
 
 def _fetch(client: httpx.Client, path: str, asked: dict[str, str], part: Path) -> Arrived:
