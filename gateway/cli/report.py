@@ -67,9 +67,7 @@ def export(
     url: Annotated[str | None, typer.Option(help="Address of the gateway; else TOLLGATE_URL.")] = None,
     operator_key: Annotated[str | None, typer.Option(help="Better in TOLLGATE_OPERATOR_KEY.")] = None,
     data_dir: Annotated[Path, typer.Option(help="Data directory of `tollgate up`.")] = DATA_DIRECTORY,
-    check: Annotated[
-        bool, typer.Option("--check", help="Of a FOCUS file: examine it, and tell what is wrong.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Of FOCUS: examine the file, tell what is wrong.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Write a file for finance, and check that what arrived is what the ledger holds; exit code 1 where it is not.
