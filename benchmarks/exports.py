@@ -82,9 +82,7 @@ async def _measure(database_url: str, path: Path) -> list[Run]:
 async def _run(engine: AsyncEngine, kind: str, path: Path) -> Run:
     export = await begin_export(engine, KINDS[kind], Wanted())
     manifest = Manifest(export)
-    # The kernel begins to look for the peak anew.
-    Path("/proc/self/clear_refs").write_text("5")
-    resident = _kib("VmRSS")
+    resident = _forget_peak()
     began, cpu = time.perf_counter(), time.process_time()
     with path.open("wb") as file:
         async for piece in stream(engine, export, manifest):
@@ -96,6 +94,12 @@ async def _run(engine: AsyncEngine, kind: str, path: Path) -> Run:
             sys.exit(f"The file of {kind} is not what its manifest says.")
         size = file.seek(0, os.SEEK_END)
     return Run(kind, manifest.rows, size, seconds, own, grown, os.getloadavg()[0])
+
+
+def _forget_peak() -> int:
+    """Have the kernel look for the peak anew; what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _kib("VmRSS")
 
 
 def _kib(name: str) -> int:

@@ -84,7 +84,7 @@ def _day(posting: Booked) -> date:
 
 
 def _said(posting: Booked) -> str:
-    document = f" of {posting.source_document}" if posting.source_document else ""
+    document = f", {posting.source_document}" if posting.source_document else ""
     return _clean(f"{posting.memo}{document}")
 
 

@@ -162,7 +162,7 @@ async def test_ageing_wants_a_moment(books: Books) -> None:
 
 async def test_a_watermark_repeats_to_the_byte(own_books: Books) -> None:
     books = own_books
-    spans = {kind: {"end": MAY} if kind == "ageing" else {} for kind in TABLES}
+    spans = {kind: {"end": MAY} if kind == "ageing" else {} for kind in KINDS}
     first = {kind: await books.make(kind, **span) for kind, span in spans.items()}
     await books.month.pay(books.hybrid, books.hybrid.total, MAY - timedelta(days=1), "later")
     await books.month.book([books.month.call(books.month.hybrid, APRIL)])
@@ -171,10 +171,12 @@ async def test_a_watermark_repeats_to_the_byte(own_books: Books) -> None:
         again = await books.make(kind, watermark=file.manifest.export.watermark, **spans[kind])
         assert again.body == file.body, kind
         assert again.manifest.as_json() == file.manifest.as_json()
+        assert (await books.make(kind, **spans[kind])).body != file.body, "and without it there is more"
+        if kind not in TABLES:
+            continue
         excel = await books.make(kind, excel=True, watermark=file.manifest.export.watermark, **spans[kind])
         assert excel.body == b"\xef\xbb\xbf" + file.body
         assert (excel.manifest.as_json()["files"], excel.manifest.as_json()["rows_per_file"]) == (1, 1_048_575)
-        assert (await books.make(kind, **spans[kind])).body != file.body, "and without it there is more"
 
 
 @pytest.mark.parametrize("kind", [name for name in TABLES if KINDS[name].takes_since])
