@@ -28,9 +28,9 @@ def _named(kind: str, condition: str) -> str:
 def issued(until: str | None = None) -> str:
     """A select of issued documents, with the moment `issued_at` of their posting and what was so at the watermark.
 
-    `sign` is -1 for credit notes, `applied` what is set against it (or what a credit note is set against), `status` one
-    of open, paid, void and uncollectible. With `until`, the name of a parameter, postings of that moment or later are
-    not seen either.
+    `sign` is -1 for credit notes, `applied` what is set against an invoice, `status` one of open, paid, void and
+    uncollectible. A credit note is paid when it is issued: what is not set against its invoice is credit. With
+    `until`, the name of a parameter, postings of that moment or later are not seen either.
     """
     seen = "true" if until is None else f"about.effective_at < :{until}"
     applied = "true" if until is None else f"applied.effective_at < :{until}"
@@ -48,17 +48,15 @@ def issued(until: str | None = None) -> str:
               own.booked_at, case invoice.kind when 'credit_note' then -1 else 1 end as sign,
               {sql_unit("invoice.currency")} as unit,
               {_named("void_invoice", seen)} as is_void, {_named("write_off", seen)} as is_written_off,
-              (
+              case invoice.kind when 'credit_note' then invoice.total else (
                 select coalesce(sum(allocation.amount), 0)
                   from allocation
                   left join payment on payment.id = allocation.payment_id
                   left join invoice note on note.id = allocation.credit_note_id
                   join posting applied
                     on applied.id = coalesce(allocation.posting_id, payment.posting_id, note.posting_id)
-                  where case invoice.kind when 'credit_note' then allocation.credit_note_id else allocation.invoice_id
-                      end = invoice.id
-                    and applied.id <= :watermark and {applied}
-              ) as applied
+                  where allocation.invoice_id = invoice.id and applied.id <= :watermark and {applied}
+              ) end as applied
             from invoice join posting own on own.id = invoice.posting_id
             where invoice.state <> 'draft'
         ) document

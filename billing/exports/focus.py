@@ -81,7 +81,8 @@ _BOUGHT: Final = text(
       join account credit on credit.id = transfer.credit_account
       join account debit on debit.id = transfer.debit_account
       where posting.organization_id = :organization_id and posting.id <= :watermark
-        and posting.kind in ('topup', 'void_grant') and 'customer_prepaid' in (credit.kind, debit.kind)
+        and posting.kind in ('topup', 'void_grant', 'payment', 'refund', 'credit_note')
+        and 'customer_prepaid' in (credit.kind, debit.kind)
       group by 1, 2, 3 order by 1
     """
 )
@@ -261,20 +262,14 @@ class _Period:
             yield self.row(billed_units, "Usage", f"{name}/{meter}", day=group.day, **common, **cells)
 
     def rounding_and_tax(self, invoice: Any) -> Iterator[tuple[int, Row]]:
-        """What an invoice has besides the month's usage."""
+        """What the invoice of a month has besides its usage, which is all that its lines are about."""
         named = {"InvoiceId": invoice.number_text}
-        for seq, kind, description, amount, _, project_id, project_name in invoice.lines:
-            if kind not in ("usage", "credit"):
-                cells = named | {
-                    "ChargeDescription": description,
-                    "InvoiceDetailId": f"{invoice.id}-{seq}",
-                    "SubAccountId": project_id,
-                    "SubAccountName": project_name,
-                }
-                yield self.row(int(amount), "Adjustment", f"{invoice.id}/{seq}", **cells)
         if invoice.rounding:
             cells = named | {"ChargeDescription": "Rounding to the currency's smallest coin"}
             yield self.row(int(invoice.rounding), "Adjustment", f"{invoice.id}/rounding", **cells)
+        if invoice.tax and invoice.tax_detail.get("is_inclusive"):
+            cells = named | {"ChargeDescription": "Tax that the prices contain"}
+            yield self.row(-int(invoice.tax), "Adjustment", f"{invoice.id}/contained-tax", **cells)
         yield from self._tax(invoice, None)
 
     def document(self, document: Any, original: Any | None) -> Iterator[tuple[int, Row]]:
@@ -309,12 +304,12 @@ class _Period:
             yield self.row(document.sign * int(document.tax), "Tax", f"{document.id}/tax", day=day, **own)
 
     def purchase(self, bought: Any) -> tuple[int, Row]:
-        """Credit that was bought, or bought and given back: it costs when it is used."""
+        """Credit that was bought, given back, or set against an invoice: it costs when it is used."""
         units, code = int(bought.amount), self.account.currency
         day = bought.effective_at.astimezone(ZoneInfo(self.account.timezone)).date()
         cells: Row = {
             "EffectiveCost": amount_text(0, code),
-            "ChargeDescription": "Prepaid credit" if units > 0 else "Prepaid credit given back",
+            "ChargeDescription": "Prepaid credit" if units > 0 else "Prepaid credit returned",
             "PricingCategory": "Standard",
             "PricingQuantity": "1" if units > 0 else "-1",
             "PricingUnit": "Credits",

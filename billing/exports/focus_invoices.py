@@ -44,11 +44,15 @@ def _details(wanted: Wanted) -> Rows:
     condition, values = _span(wanted, "billed_in")
     sql = f"""
       select document.*, line.*,
-          coalesce(starts_at, billed_in::timestamp at time zone timezone) as begins,
-          coalesce(ends_at, (billed_in + interval '1 month')::timestamp at time zone timezone) as finishes
+          coalesce(case document.kind when 'invoice' then starts_at end, billed_in::timestamp at time zone timezone)
+            as begins,
+          coalesce(case document.kind when 'invoice' then ends_at end,
+            (billed_in + interval '1 month')::timestamp at time zone timezone) as finishes
         from (
           select issued.*, organization.timezone,
-              coalesce(month, date_trunc('month', issued_at at time zone organization.timezone)::date) as billed_in,
+              -- A credit note is of the month in which it is issued, whichever it corrects.
+              coalesce(case issued.kind when 'invoice' then month end,
+                date_trunc('month', issued_at at time zone organization.timezone)::date) as billed_in,
               (select {NUMBER} from invoice original where original.id = issued.corrects) as original
             from ({issued()}) issued join organization on organization.id = issued.organization_id
         ) document

@@ -10,7 +10,7 @@ from billing.exports.lines import Lines, Rows, amount, conditions, moment, optio
 
 SOURCE_DOCUMENT: Final = """
     coalesce(
-      'invoice ' || (source ->> 'invoice_id'), 'credit note ' || (source ->> 'credit_note_id'),
+      'credit note ' || (source ->> 'credit_note_id'), 'invoice ' || (source ->> 'invoice_id'),
       'payment ' || (source ->> 'payment_id'), 'grant ' || (source ->> 'grant_id'), 'call ' || (source ->> 'corrects'),
       'stream ' || (source ->> 'shard') || ' from ' || (source ->> 'first') || ' to ' || (source ->> 'last'), ''
     )

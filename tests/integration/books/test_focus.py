@@ -116,6 +116,14 @@ async def test_billing_periods_close_with_their_invoices(books: Books) -> None:
     assert status["2026-02-28T15:00:00Z"] == "Open"
 
 
+async def test_both_data_sets_have_a_document_in_the_same_period(books: Books) -> None:
+    detail, usage = (await books.make("focus_invoice_detail")).rows, (await books.make("focus_1_4")).rows
+    periods = {row["InvoiceId"]: (row["BillingPeriodStart"], row["BillingPeriodEnd"]) for row in detail}
+    for row in usage:
+        if row["InvoiceId"]:
+            assert (row["BillingPeriodStart"], row["BillingPeriodEnd"]) == periods[row["InvoiceId"]]
+
+
 async def test_a_voided_invoice_is_told_and_not_summed(books: Books) -> None:
     rows = (await books.make("focus_invoice_detail")).rows
     status = {row["InvoiceId"]: row["InvoiceIssueStatus"] for row in rows}
