@@ -18,14 +18,17 @@ from sqlalchemy import insert
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from billing import usage
 from billing.booking import Booking, Grant, correction, plan_booking, plan_return
 from billing.charges import Measured
 from billing.charges import charge as close
 from billing.hot.keys import shard_of
+from billing.months import month_of
 from billing.pricing import ceiling
 from billing.settlement import LATE, expire_grants, grant_credit, open_accounts, void_grant
 from billing.store import balances, grants, ledger
 from billing.store.ledger import Posting
+from billing.store.usage import add_days, add_hours
 from models.call import CallOrigin, Charge, Endpoint, Hold, HoldRequest
 from models.catalog import Catalog, Meter, PriceVersion
 from models.ids import uuid7
@@ -102,6 +105,18 @@ class LedgerBuilder:
                 await self._book(connection, moments)
             tick(len(moments))
         await self._take_back()
+
+    async def open(self) -> None:
+        """What there is before the first call, with money in every purse."""
+        await self._open()
+        async with self._engine.begin() as connection:
+            await self._fill_purses(connection, self._begin)
+
+    def calls(self, first: datetime, count: int) -> list[Charge]:
+        """Calls of a second or so each that nobody has booked, a millisecond apart, by those who call most."""
+        moments = [first + timedelta(milliseconds=number) for number in range(count)]
+        callers = self._chance.choices(self._customers, cum_weights=self._weights, k=count)
+        return [self._call(customer, moment) for customer, moment in zip(callers, moments, strict=True)]
 
     # What there is before the first call ------------------------------------------------------------------------------
 
@@ -289,6 +304,7 @@ class LedgerBuilder:
             PostingKind.CHARGE_BATCH,
             max(charge.ended_at for charge in charges),
             source,
+            month_of(charges[0].ended_at, "UTC"),
         )
 
 
@@ -303,6 +319,13 @@ async def _enter(
     await ledger.copy_charges(
         connection, ((posting_id, funded) for posting_id, _, booking in posted for funded in booking.funded)
     )
+    hours, days = usage.sums_of(
+        usage.Batch("UTC", posting.billing_month, booking.funded)
+        for _, posting, booking in posted
+        if posting.billing_month is not None
+    )
+    await add_hours(connection, hours)
+    await add_days(connection, days)
     draws = [
         grants.Draw(posting_id, grant_id, amount)
         for posting_id, _, booking in posted
@@ -312,6 +335,7 @@ async def _enter(
     moved: list[tuple[int, Transfer]] = []
     spent: dict[UUID, int] = {}
     for posting_id, posting, booking in posted:
+        assert posting.organization_id is not None, "charges are somebody's"
         owner = owners[posting.organization_id]
         spent[owner.id] = spent.get(owner.id, 0) - booking.total
         revenue = Account(None, AccountKind.REVENUE, owner.currency)

@@ -30,6 +30,7 @@ from benchmarks.tollgate import ROOT
 from billing.hot.keys import SHARDS
 from billing.hot.store import make_hot_store
 from billing.rebuild import ensure_epoch
+from billing.sealing import seal_postings
 from billing.store.engine import make_engine
 from gateway.embedded import postgres as embedded_postgres
 from gateway.embedded import redis as embedded_redis
@@ -163,6 +164,8 @@ async def _build(servers: Servers, charges: int, tick: Callable[[int], None]) ->
     hot = await make_hot_store(servers.redis_url)
     try:
         await LedgerBuilder(engine, datetime.now(UTC)).build(charges, tick)
+        while await seal_postings(engine):
+            pass
         for shard in range(SHARDS):
             await ensure_epoch(engine, hot, shard)
     finally:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
+from billing.months import month_of
 from billing.pricing import ceiling
 from models.account import NO_LIMITS, Principal
-from models.call import CallOrigin, CallRequest, Endpoint, HoldRequest, InFlightLimit, RateBucket
+from models.call import CallOrigin, CallRequest, Endpoint, HoldRequest, InFlightLimit, MonthlyLimit, RateBucket
 from models.catalog import Model, Rates
 from models.errors import NotPermitted
 
@@ -42,7 +44,8 @@ def hold_request(
     input_bound, output_bound = bounds(request, model)
     buckets, in_flight = _limits(principal, input_bound + output_bound)
     amount = ceiling(input_bound, output_bound, rates)
-    return HoldRequest(origin, amount, rates, input_bound, output_bound, buckets, in_flight)
+    spend = _spend(principal, origin) if principal.spend_limits else ()
+    return HoldRequest(origin, amount, rates, input_bound, output_bound, buckets, in_flight, spend)
 
 
 def _limits(principal: Principal, tokens: int) -> tuple[tuple[RateBucket, ...], tuple[InFlightLimit, ...]]:
@@ -62,6 +65,16 @@ def _limits(principal: Principal, tokens: int) -> tuple[tuple[RateBucket, ...], 
         if limits.max_in_flight is not None:
             in_flight.append(InFlightLimit(scope, limits.max_in_flight))
     return tuple(buckets), tuple(in_flight)
+
+
+def _spend(principal: Principal, origin: CallOrigin) -> tuple[MonthlyLimit, ...]:
+    month = spend_month(origin.created_at, principal.timezone)
+    return tuple(MonthlyLimit(f"{limit.scope}:{month}", limit.amount) for limit in principal.spend_limits)
+
+
+def spend_month(moment: datetime, timezone: str) -> str:
+    """The month in whose spending a call counts, as YYYY-MM: the one in which it is admitted."""
+    return month_of(moment, timezone).strftime("%Y-%m")
 
 
 def tightened(hold: HoldRequest, prompt_tokens: int, prompts: int) -> HoldRequest | None:

@@ -51,6 +51,8 @@ class Grant:
     effective_at: datetime
     expires_at: datetime | None = None
     scope: GrantScope = GrantScope()
+    rollover_max: Units = Units(0)
+    """How much of what is left at its expiry goes into a grant that follows it."""
 
     @property
     def account(self) -> AccountKind:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from typing import Final
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _QUARTER: Final = timedelta(minutes=15)
 """No time zone in use is apart from UTC by anything but whole quarters of an hour."""
+
+
+def quarter_of(moment: datetime) -> int:
+    """The quarter of an hour that a moment lies in: moments of one have day, month and hour in common everywhere."""
+    return (moment - _EPOCH) // _QUARTER
 
 
 def day_of(moment: datetime, timezone: str) -> date:
@@ -19,7 +24,7 @@ def day_of(moment: datetime, timezone: str) -> date:
 
 def month_of(moment: datetime, timezone: str) -> date:
     """The first day of the month that a moment lies in, where the clocks show `timezone`."""
-    return day_of(moment, timezone).replace(day=1)
+    return _month_of_quarter((moment - _EPOCH) // _QUARTER, timezone)
 
 
 def next_month(month: date) -> date:
@@ -33,9 +38,23 @@ def bounds_of(month: date, timezone: str) -> tuple[datetime, datetime]:
 
 
 def _midnight(day: date, timezone: str) -> datetime:
-    return datetime.combine(day, time(), ZoneInfo(timezone)).astimezone(UTC)
+    return datetime.combine(day, time(), _zone(timezone)).astimezone(UTC)
+
+
+@lru_cache(maxsize=1_024)
+def _zone(timezone: str) -> tzinfo:
+    try:
+        return ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError):
+        # A name that nobody knows is refused where it is set; were it there all the same, no call may go unbilled.
+        return UTC
 
 
 @lru_cache(maxsize=4_096)
 def _day_of_quarter(quarter: int, timezone: str) -> date:
-    return (_EPOCH + quarter * _QUARTER).astimezone(ZoneInfo(timezone)).date()
+    return (_EPOCH + quarter * _QUARTER).astimezone(_zone(timezone)).date()
+
+
+@lru_cache(maxsize=4_096)
+def _month_of_quarter(quarter: int, timezone: str) -> date:
+    return _day_of_quarter(quarter, timezone).replace(day=1)

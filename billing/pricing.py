@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from billing.rounding import divide_half_even, divide_up
+from billing.schemes import INPUT_METERS, OUTPUT_METERS, highest, stepped_price
 from models.catalog import Rates
 from models.money import Units
 from models.usage import TokenUsage
@@ -20,6 +21,8 @@ def price(usage: TokenUsage, rates: Rates) -> Units:
         + usage.reasoning * rates.reasoning
         + rates.request
     )
+    if rates.steps is not None:
+        milli = max(milli + stepped_price(usage, rates.steps.tariffs), rates.steps.minimum)
     return Units(divide_half_even(milli, 1_000))
 
 
@@ -27,5 +30,10 @@ def ceiling(input_bound: int, output_bound: int, rates: Rates) -> Units:
     """Highest possible price of a call with at most these tokens, rounded up: the amount of its hold."""
     dearest_input = max(rates.input, rates.cached_input, rates.cache_write)
     dearest_output = max(rates.output, rates.reasoning)
-    milli = input_bound * dearest_input + output_bound * dearest_output + rates.request
-    return Units(divide_up(milli, 1_000))
+    if rates.steps is None:
+        milli = input_bound * dearest_input + output_bound * dearest_output + rates.request
+        return Units(divide_up(milli, 1_000))
+    inputs = [tariff for tariff in rates.steps.tariffs if not INPUT_METERS.isdisjoint(tariff.meters)]
+    outputs = [tariff for tariff in rates.steps.tariffs if not OUTPUT_METERS.isdisjoint(tariff.meters)]
+    tokens = highest(input_bound, dearest_input, inputs) + highest(output_bound, dearest_output, outputs)
+    return Units(divide_up(max(tokens + rates.request, rates.steps.minimum), 1_000))

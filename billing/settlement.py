@@ -36,8 +36,10 @@ from billing.hot.entries import decode_charge
 from billing.hot.store import HotStore, StreamEntry
 from billing.months import month_of
 from billing.projection import project
+from billing.shares import Shares, share_out
 from billing.store import balances, charges, grants, ledger, shards
 from billing.store.ledger import DeadEntry, Posting, UnsendableRow
+from billing.store.shares import add_shares, rules_for
 from billing.store.usage import add_days, add_hours
 from models.call import Charge
 from models.errors import Conflict, InvalidRequest, NotFound
@@ -78,13 +80,15 @@ async def grant_credit(
     scope: dict[str, Any] | None,
     idempotency_key: str,
     now: datetime,
+    rollover_max: Units = Units(0),
 ) -> UUID:
     """Give an organization credit; the id of the grant, also when the same key gave it before.
 
-    `scope` is None or limits the grant to `models` and `project_ids`. Raises `Conflict` for a key that granted
-    something else, `InvalidRequest` for what cannot be granted, `NotFound` for an organization without accounts.
+    At its expiry up to `rollover_max` goes into a grant that follows. `scope` is None or limits the grant to `models`
+    and `project_ids`. Raises `Conflict` for a key that granted something else, `InvalidRequest` for what cannot be
+    granted, `NotFound` for an organization without accounts.
     """
-    grant = Grant(uuid7(now), kind, amount, priority, effective_at, expires_at, _scope(scope))
+    grant = Grant(uuid7(now), kind, amount, priority, effective_at, expires_at, _scope(scope), rollover_max)
     _refuse_impossible(grant, now)
     await _lock(connection, organization_id, currency)
     key = f"grant:{organization_id}:{idempotency_key}"
@@ -116,25 +120,38 @@ async def void_grant(connection: AsyncConnection, grant_id: UUID, now: datetime)
     found = await grants.find_grant(connection, grant_id)
     if found is None:
         raise NotFound("there is no such credit grant, or it is voided")
-    organization_id, currency, grant = found
-    source = AccountKind.PROMO_EXPENSE if grant.kind is GrantKind.PROMO else AccountKind.CASH_CLEARING
-    taken = await _empty(connection, organization_id, currency, grant_id, PostingKind.VOID_GRANT, source, now)
+    organization_id, currency, _ = found
+    await _lock(connection, organization_id)
+    # Read again under the lock: a booking may have drawn on it meanwhile.
+    found = await grants.find_grant(connection, grant_id)
+    if found is None:
+        raise NotFound("there is no such credit grant, or it is voided")
+    grant = found[2]
+    if grant.remaining:
+        sink = AccountKind.PROMO_EXPENSE if grant.kind is GrantKind.PROMO else AccountKind.CASH_CLEARING
+        kind = PostingKind.VOID_GRANT
+        posting_id = await _post(
+            connection,
+            Posting(organization_id, f"{kind.value}:{grant_id}", kind, now, {"grant_id": str(grant_id)}),
+            Transfer(Account(organization_id, grant.account, currency), Account(None, sink, currency), grant.remaining),
+        )
+        await grants.draw(connection, [grants.Draw(posting_id, grant_id, grant.remaining)])
+        await balances.move_balances(connection, {organization_id: -grant.remaining})
     await grants.mark_voided(connection, grant_id, now)
-    return taken
+    return grant.remaining
 
 
 async def expire_grants(engine: AsyncEngine, now: datetime) -> frozenset[UUID]:
-    """Book the end of grants that expired more than `EXPIRY_GRACE` ago; the organizations whose balances fell."""
+    """Book the end of grants that expired more than `EXPIRY_GRACE` ago; their organizations.
+
+    What may roll over goes into a grant that begins when the old one ended, the rest to the seller.
+    """
     async with engine.connect() as connection:
         expired = await grants.grants_past_expiry(connection, now - EXPIRY_GRACE)
     for organization_id, grant_id in expired:
         # A transaction each: holding one customer's money while waiting for another's would deadlock with a grant.
         async with engine.begin() as connection:
-            found = await grants.find_grant(connection, grant_id)
-            if found is not None:
-                _, currency, grant = found
-                sink = AccountKind.PROMO_EXPENSE if grant.kind is GrantKind.PROMO else AccountKind.BREAKAGE
-                await _empty(connection, organization_id, currency, grant_id, PostingKind.EXPIRE, sink, now)
+            await _expire(connection, organization_id, grant_id, now)
     return frozenset(organization_id for organization_id, _ in expired)
 
 
@@ -170,6 +187,10 @@ def _refuse_impossible(grant: Grant, now: datetime) -> None:
         raise InvalidRequest("a grant that begins later cannot be given yet", param="effective_at")
     if grant.expires_at is not None and grant.expires_at <= max(now, grant.effective_at):
         raise InvalidRequest("a grant must expire after it begins, and not in the past", param="expires_at")
+    if not 0 <= grant.rollover_max <= grant.remaining:
+        raise InvalidRequest("what rolls over is at most the grant, and not below zero", param="rollover_max")
+    if grant.rollover_max and grant.expires_at is None:
+        raise InvalidRequest("only a grant that expires can roll over: say when with expires_at", param="rollover_max")
 
 
 async def _lock(connection: AsyncConnection, organization_id: UUID, currency: str | None = None) -> balances.Terms:
@@ -181,38 +202,71 @@ async def _lock(connection: AsyncConnection, organization_id: UUID, currency: st
     return terms
 
 
-async def _empty(
-    connection: AsyncConnection,
-    organization_id: UUID,
-    currency: str,
-    grant_id: UUID,
-    kind: PostingKind,
-    sink: AccountKind,
-    now: datetime,
-) -> Units:
-    """Move all that is left of a grant out of the customer's account; the amount moved."""
-    await _lock(connection, organization_id)
-    # Read again under the lock: a booking may have drawn on it meanwhile.
+async def _expire(connection: AsyncConnection, organization_id: UUID, grant_id: UUID, now: datetime) -> None:
+    """Book the end of a grant: what rolls over stays the customer's, the rest is the seller's."""
+    terms = await _lock(connection, organization_id)
     found = await grants.find_grant(connection, grant_id)
-    if found is None:
-        raise NotFound("there is no such credit grant, or it is voided")
+    if found is None or found[2].remaining == 0:
+        # Voided or spent to the end since it was found.
+        return
     grant = found[2]
-    if grant.remaining == 0:
-        return Units(0)
-    posting_id = await _post(
-        connection,
-        Posting(organization_id, f"{kind.value}:{grant_id}", kind, now, {"grant_id": str(grant_id)}),
-        Transfer(Account(organization_id, grant.account, currency), Account(None, sink, currency), grant.remaining),
-    )
+    rolled = min(grant.remaining, grant.rollover_max)
+    lost = Units(grant.remaining - rolled)
+    following = _following(grant, Units(rolled), now) if rolled else None
+    source = {"grant_id": str(grant_id)}
+    if following is not None:
+        source |= {"rolled_into": str(following.id), "rolled": str(rolled)}
+    posting = Posting(organization_id, f"{PostingKind.EXPIRE.value}:{grant_id}", PostingKind.EXPIRE, now, source)
+    sink = AccountKind.PROMO_EXPENSE if grant.kind is GrantKind.PROMO else AccountKind.BREAKAGE
+    sides = Account(organization_id, grant.account, terms.currency), Account(None, sink, terms.currency)
+    posting_id = await _post(connection, posting, *([Transfer(*sides, lost)] if lost else []))
     await grants.draw(connection, [grants.Draw(posting_id, grant_id, grant.remaining)])
-    await balances.move_balances(connection, {organization_id: -grant.remaining})
-    return grant.remaining
+    if following is not None:
+        # No transfer: the money stays in the customer's account.
+        await grants.add_grant(
+            connection,
+            following,
+            organization_id=organization_id,
+            currency=terms.currency,
+            created_at=now,
+            rolled_from=grant_id,
+        )
+    if lost:
+        await balances.move_balances(connection, {organization_id: -lost})
 
 
-async def _post(connection: AsyncConnection, posting: Posting, transfer: Transfer) -> int:
-    ids = await ledger.account_ids(connection, [posting.organization_id], [transfer.debit.currency])
+async def post(connection: AsyncConnection, posting: Posting, transfers: Sequence[Transfer]) -> int:
+    """Write a posting of an organization whose money is locked, and move its balance by what it gains or loses.
+
+    Raises `IntegrityError` for a key that was used before, or a date in a closed period.
+    """
+    posting_id = await _post(connection, posting, *transfers)
+    gained = sum(each.amount for each in transfers if each.credit.organization_id is not None)
+    lost = sum(each.amount for each in transfers if each.debit.organization_id is not None)
+    if gained != lost and posting.organization_id is not None:
+        await balances.move_balances(connection, {posting.organization_id: gained - lost})
+    return posting_id
+
+
+def _following(grant: Grant, amount: Units, now: datetime) -> Grant:
+    """The grant that an expired one rolls over into: as long, on the same terms, and it rolls over no more."""
+    assert grant.expires_at is not None, "only what expires rolls over"
+    return replace(
+        grant,
+        id=uuid7(now),
+        remaining=amount,
+        effective_at=grant.expires_at,
+        expires_at=grant.expires_at + (grant.expires_at - grant.effective_at),
+        rollover_max=Units(0),
+    )
+
+
+async def _post(connection: AsyncConnection, posting: Posting, *transfers: Transfer) -> int:
     [posting_id] = await ledger.add_postings(connection, [posting])
-    await ledger.add_transfers(connection, [(posting_id, transfer)], ids)
+    if transfers:
+        owners = [] if posting.organization_id is None else [posting.organization_id]
+        ids = await ledger.account_ids(connection, owners, {transfer.debit.currency for transfer in transfers})
+        await ledger.add_transfers(connection, [(posting_id, transfer) for transfer in transfers], ids)
     return posting_id
 
 
@@ -326,8 +380,7 @@ def _decoded(shard: int, entries: Sequence[StreamEntry]) -> tuple[list[_Item], l
         except ValueError as error:
             dead.append(DeadEntry(shard, entry.id, entry.charge, str(error)))
         else:
-            flags = (*charge.flags, LATE) if entry.late else charge.flags
-            items.append(_Item(entry, replace(charge, flags=flags)))
+            items.append(_Item(entry, replace(charge, flags=(*charge.flags, LATE)) if entry.late else charge))
     return items, dead
 
 
@@ -366,7 +419,7 @@ async def _book(
         await _book(connection, lease, terms, items[middle:], attempt)
     else:
         for batch in batches:
-            attempt.spent[batch.posting.organization_id] += batch.booking.total
+            attempt.spent[batch.owner] += batch.booking.total
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +429,13 @@ class _Batch:
     posting: Posting
     booking: Booking
     terms: balances.Terms
+    shares: Shares
+
+    @property
+    def owner(self) -> UUID:
+        """The organization that is charged."""
+        assert self.posting.organization_id is not None, "charges are somebody's"
+        return self.posting.organization_id
 
 
 async def _write(
@@ -389,11 +449,13 @@ async def _write(
     for item in items:
         by_owner.setdefault(item.owner, {}).setdefault(_months(item.charge, terms[item.owner]), []).append(item)
     available = await grants.spendable_grants(connection, by_owner)
+    rules = await rules_for(connection, by_owner)
     batches = []
     for owner, months in by_owner.items():
         charged = [[item.charge for item in mine] for mine in months.values()]
         for mine, booking in zip(months.values(), plan_bookings(charged, available.get(owner, ())), strict=True):
-            batches.append(_Batch(_posting(lease, mine, terms[owner]), booking, terms[owner]))
+            shares = share_out(rules, (item.charge for item in mine)) if rules else {}
+            batches.append(_Batch(_posting(lease, mine, terms[owner]), booking, terms[owner], shares))
     await _enter(connection, batches)
     return batches
 
@@ -414,7 +476,7 @@ def _effective_at(charge: Charge, terms: balances.Terms) -> datetime:
 
 async def _enter(connection: AsyncConnection, batches: Sequence[_Batch]) -> None:
     """Write postings with their charges, draws, transfers, and the sums of usage."""
-    owners = {batch.posting.organization_id for batch in batches}
+    owners = {batch.owner for batch in batches}
     accounts = await ledger.account_ids(connection, owners, {batch.terms.currency for batch in batches})
     posting_ids = await ledger.add_postings(connection, [batch.posting for batch in batches])
     posted = list(zip(posting_ids, batches, strict=True))
@@ -427,8 +489,9 @@ async def _enter(connection: AsyncConnection, batches: Sequence[_Batch]) -> None
         for batch in batches
         if batch.posting.billing_month is not None
     ]
-    await add_hours(connection, usage.by_hour(sums))
-    await add_days(connection, usage.by_day(sums))
+    hours, days = usage.sums_of(sums)
+    await add_hours(connection, hours)
+    await add_days(connection, days)
     await grants.draw(
         connection,
         [
@@ -437,24 +500,30 @@ async def _enter(connection: AsyncConnection, batches: Sequence[_Batch]) -> None
             for grant_id, amount in batch.booking.draws.items()
         ],
     )
+    await add_shares(connection, [(posting_id, batch.shares) for posting_id, batch in posted])
     # Last, because every batch of a currency meets in the seller's revenue account and waits there.
-    await ledger.add_transfers(
-        connection,
-        [
-            (
-                posting_id,
-                _with_revenue(Account(batch.posting.organization_id, kind, batch.terms.currency), amount),
-            )
-            for posting_id, batch in posted
-            for kind, amount in batch.booking.by_account.items()
-        ],
-        accounts,
-    )
+    moved = [(posting_id, transfer) for posting_id, batch in posted for transfer in _transfers(batch)]
+    await ledger.add_transfers(connection, moved, accounts)
 
 
-def _with_revenue(customer: Account, amount: Units) -> Transfer:
-    revenue = Account(None, AccountKind.REVENUE, customer.currency)
-    return Transfer(customer, revenue, amount) if amount > 0 else Transfer(revenue, customer, Units(-amount))
+def _transfers(batch: _Batch) -> list[Transfer]:
+    """From the customer to revenue, and from there what others get of it."""
+    owner, currency = batch.owner, batch.terms.currency
+    revenue = Account(None, AccountKind.REVENUE, currency)
+    transfers = [
+        _moved(Account(owner, kind, currency), revenue, amount) for kind, amount in batch.booking.by_account.items()
+    ]
+    owed: dict[AccountKind, int] = {}
+    for (role, _, _), amount in batch.shares.items():
+        owed[role.account] = owed.get(role.account, 0) + amount
+    return transfers + [
+        _moved(revenue, Account(None, kind, currency), Units(amount)) for kind, amount in owed.items() if amount
+    ]
+
+
+def _moved(debit: Account, credit: Account, amount: Units) -> Transfer:
+    """A transfer of an amount, or, below zero, of as much in the other direction."""
+    return Transfer(debit, credit, amount) if amount > 0 else Transfer(credit, debit, Units(-amount))
 
 
 def _posting(lease: shards.Lease, items: Sequence[_Item], terms: balances.Terms) -> Posting:
@@ -541,7 +610,8 @@ async def _correct(connection: AsyncConnection, journaled: Charge) -> Charge | N
         {"corrects": str(call_id), "calls": 1},
         _billing_month(difference, terms),
     )
-    await _enter(connection, [_Batch(posting, booking, terms)])
+    shares = share_out(await rules_for(connection, [owner]), [difference])
+    await _enter(connection, [_Batch(posting, booking, terms, shares)])
     await balances.move_balances(connection, {owner: -difference.amount})
     return difference
 

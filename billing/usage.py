@@ -9,7 +9,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from billing.booking import UNBILLED, FundedCharge
-from billing.months import day_of
+from billing.months import day_of, quarter_of
+from models.call import Charge
 
 
 class HourKey(NamedTuple):
@@ -63,6 +64,17 @@ class Sums:
             if source == UNBILLED:
                 self.unbilled += units
 
+    def add_sums(self, other: Sums) -> None:
+        """Take sums in."""
+        self.calls += other.calls
+        self.input_tokens += other.input_tokens
+        self.cached_tokens += other.cached_tokens
+        self.cache_write_tokens += other.cache_write_tokens
+        self.output_tokens += other.output_tokens
+        self.reasoning_tokens += other.reasoning_tokens
+        self.amount += other.amount
+        self.unbilled += other.unbilled
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -73,36 +85,45 @@ class Batch:
     funded: Sequence[FundedCharge]
 
 
-def by_hour(batches: Iterable[Batch]) -> dict[HourKey, Sums]:
-    """The sums of each hour, key and model."""
-    sums: dict[HourKey, Sums] = {}
-    for batch in batches:
-        for funded in batch.funded:
-            charge = funded.charge
-            hour = charge.ended_at.replace(minute=0, second=0, microsecond=0)
-            key = HourKey(charge.organization_id, hour, charge.project_id, charge.api_key_id, charge.model)
-            if (into := sums.get(key)) is None:
-                into = sums[key] = Sums()
-            into.add(funded)
-    return sums
+def sums_of(batches: Iterable[Batch]) -> tuple[dict[HourKey, Sums], dict[DayKey, Sums]]:
+    """The sums of each hour, key and model, and those of each day, project, model and set of prices.
 
-
-def by_day(batches: Iterable[Batch]) -> dict[DayKey, Sums]:
-    """The sums of each day, project, model and set of prices."""
-    sums: dict[DayKey, Sums] = {}
+    Charges are added up once, by all that either tells apart; many of a batch are alike in it. Ids are compared as
+    numbers there, since to hash a UUID costs more than all the rest.
+    """
+    hours: dict[HourKey, Sums] = {}
+    days: dict[DayKey, Sums] = {}
     for batch in batches:
-        for funded in batch.funded:
-            charge = funded.charge
-            day = day_of(charge.ended_at, batch.timezone)
-            key = DayKey(
+        for charge, sums in _alike(batch.funded):
+            ended = charge.ended_at
+            hour = ended.replace(minute=0, second=0, microsecond=0)
+            of_hour = HourKey(charge.organization_id, hour, charge.project_id, charge.api_key_id, charge.model)
+            hours.setdefault(of_hour, Sums()).add_sums(sums)
+            of_day = DayKey(
                 charge.organization_id,
                 batch.billing_month,
-                day,
+                day_of(ended, batch.timezone),
                 charge.project_id,
                 charge.model,
                 charge.price_version_ids,
             )
-            if (into := sums.get(key)) is None:
-                into = sums[key] = Sums()
-            into.add(funded)
-    return sums
+            days.setdefault(of_day, Sums()).add_sums(sums)
+    return hours, days
+
+
+def _alike(funded: Iterable[FundedCharge]) -> Iterable[tuple[Charge, Sums]]:
+    """One charge of each group that has all in common, with the sums of its group."""
+    groups: dict[tuple[object, ...], tuple[Charge, Sums]] = {}
+    for each in funded:
+        charge = each.charge
+        key = (
+            quarter_of(charge.ended_at),
+            charge.project_id.int,
+            charge.api_key_id.int,
+            charge.model,
+            *[version.int for version in charge.price_version_ids],
+        )
+        if (group := groups.get(key)) is None:
+            group = groups[key] = charge, Sums()
+        group[1].add(each)
+    return groups.values()

@@ -19,7 +19,7 @@ from billing.journal.journal import open_journal
 from billing.store.engine import make_engine
 from billing.tokens import Tokenizers
 from gateway import telemetry
-from gateway.api import billing, errors, openai, operator, probes
+from gateway.api import billing, errors, invoices, openai, operator, probes
 from gateway.api.limits import BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
@@ -57,7 +57,7 @@ def make_api(*, docs_enabled: bool) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for room in (openai, billing, operator, probes):
+    for room in (openai, billing, invoices, operator, probes):
         api.include_router(room.router)
     describe_calls(api)
     errors.install(api)

@@ -121,8 +121,10 @@ class Recovery:
     async def _mend(self) -> None:
         """Charges that were only in a Redis that forgot them are settled again; all others have ended already."""
         await self._inherit()
+        # Those on their way first, or one might come to the disk after that was read.
+        unwritten = self.journal.unwritten()
         records = await asyncio.to_thread(lambda: list(self.journal.written()))
-        await self._replay(records, "journal_mended")
+        await self._replay([*records, *unwritten], "journal_mended")
         await self._release_lost()
 
     async def _release_lost(self) -> None:

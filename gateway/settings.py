@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.errors import InvalidAmount
+from models.money import parse_amount
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _totals(value: dict[str, str]) -> dict[str, str]:
+    for code, amount in value.items():
+        try:
+            parse_amount(amount, code)
+        except InvalidAmount as error:
+            raise ValueError(error.message) from None
+    return value
+
+
+Totals = Annotated[dict[str, str], AfterValidator(_totals)]
 
 
 class Settings(BaseSettings):
@@ -59,3 +74,19 @@ class Settings(BaseSettings):
     journal_dir: Path | None = Field(
         None, description="Directory of the journal, on a disk that lasts; none: no journal"
     )
+    invoice_grace_hours: int = Field(
+        24, ge=0, le=744, description="How long after a month's end its late calls are waited for"
+    )
+    invoice_safety_total: Totals = Field(
+        {}, description="Total by currency, as JSON, above which a person must look before an invoice is issued"
+    )
+
+    @property
+    def invoice_grace(self) -> timedelta:
+        """How long after a month's end its late calls are waited for."""
+        return timedelta(hours=self.invoice_grace_hours)
+
+    @property
+    def invoice_safety_units(self) -> dict[str, int]:
+        """The totals above which a person must look, in ledger units by currency."""
+        return {code: parse_amount(amount, code) for code, amount in self.invoice_safety_total.items()}

@@ -23,11 +23,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from billing.allowances import grant_allowances
 from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore, make_hot_store
 from billing.projection import project_all
 from billing.rebuild import ensure_epoch
+from billing.sealing import seal_postings
 from billing.settlement import Booked, book_shard, expire_grants
+from billing.spending import count_all_spending
 from billing.store.engine import make_engine
 from billing.store.ledger import ensure_partitions
 from billing.store.shards import epochs, positions
@@ -151,7 +154,7 @@ class Worker:
             await self._pause(_BUSY_SECONDS)
 
     async def tidy(self) -> None:
-        """Partitions ahead of time, expired grants, and balances that a program died before projecting."""
+        """Partitions and grants on time, balances that a program died before projecting, spend limits, and seals."""
         started = time.monotonic()
         if self._partitions_at is None or started - self._partitions_at > _PARTITION_EVERY.total_seconds():
             async with self._engine.begin() as connection:
@@ -159,8 +162,11 @@ class Worker:
                     _log.info("partition_made", partition=partition)
             self._partitions_at = started
         await expire_grants(self._engine, self._clock.now())
+        await grant_allowances(self._engine, self._hot, self._clock.now())
         for shard in list(self._epochs):
             await project_all(self._engine, self._hot, shard)
+            await count_all_spending(self._engine, self._hot, shard, self._clock.now())
+        await seal_postings(self._engine)
         # However many organizations there are, this takes a tenth of the time at most.
         await self._pause(max(_TIDY_SECONDS, 9 * (time.monotonic() - started)))
 
@@ -199,6 +205,8 @@ class Worker:
         before = dict(self._epochs)
         await self._learn()
         raised = [shard for shard in wrong if self._epochs[shard] != before[shard]]
+        for shard in raised:
+            await count_all_spending(self._engine, self._hot, shard, self._clock.now())
         if raised:
             _log.info("balances_rebuilt", shards=raised, epoch=max(self._epochs[shard] for shard in raised))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
+from models.money import Units
+
 
 class BillingMode(StrEnum):
     """How an organization pays: before (credit grants), after (credit line), or both in this order."""
@@ -29,6 +31,17 @@ NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
+class SpendLimit:
+    """The most that may be spent in a month of the organization's calendar, in ledger units of its currency.
+
+    `scope` is `organization`, `project:<id>` or `key:<id>`.
+    """
+
+    scope: str
+    amount: Units
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """The caller of `/v1`: an API key with the project and organization it belongs to.
 
@@ -47,6 +60,8 @@ class Principal:
     organization_limits: Limits = NO_LIMITS
     project_limits: Limits = NO_LIMITS
     key_limits: Limits = NO_LIMITS
+    spend_limits: tuple[SpendLimit, ...] = ()
+    timezone: str = "UTC"
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,14 @@ class InFlightLimit:
 
 
 @value
+class MonthlyLimit:
+    """A limit on what one scope spends in a month: `scope` ends with the month, as in `key:<id>:2026-11`."""
+
+    scope: str
+    limit: Units
+
+
+@value
 class CallOrigin:
     """What is known of a call when its hold is taken, and is on its receipt for ever."""
 
@@ -102,6 +110,7 @@ class HoldRequest:
     output_bound: int
     buckets: tuple[RateBucket, ...] = ()
     in_flight: tuple[InFlightLimit, ...] = ()
+    spend: tuple[MonthlyLimit, ...] = ()
 
 
 @value
@@ -153,13 +162,18 @@ class HoldRefusal(StrEnum):
     BALANCE = "balance"
     RATE = "rate"
     IN_FLIGHT = "in_flight"
+    SPEND = "spend"
+    LIMIT_UNKNOWN = "limit_unknown"
     UNKNOWN_ORGANIZATION = "unknown_organization"
     NO_EPOCH = "no_epoch"
 
 
 @value
 class RefusedHold:
-    """A hold that was not taken; nothing changed. `available` is the money there was, where money was the reason."""
+    """A hold that was not taken; nothing changed. `available` is the money there was, where money was the reason.
+
+    For a spend limit it is what is left of that limit.
+    """
 
     reason: HoldRefusal
     scope: str = ""

@@ -1,10 +1,12 @@
-"""What is sold: models, the deployments that serve them, the backends these run on, and the prices."""
+"""What is sold: models, the deployments that serve them, the backends these run on, the prices and their books."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
 from models.money import MilliUnits
@@ -26,7 +28,10 @@ class BackendKind(StrEnum):
 
 
 class Meter(StrEnum):
-    """What a price can be per. Reasoning tokens are part of the output and priced as output unless priced apart."""
+    """What a price can be per. Reasoning tokens are part of the output and priced as output unless priced apart.
+
+    `minimum` counts nothing: its price is the least that a call costs which is charged at all.
+    """
 
     INPUT = "input"
     CACHED_INPUT = "cached_input"
@@ -37,6 +42,60 @@ class Meter(StrEnum):
     IMAGE = "image"
     AUDIO_SECOND = "audio_second"
     GPU_SECOND = "gpu_second"
+    MINIMUM = "minimum"
+
+
+TOKEN_METERS: Final = (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE, Meter.OUTPUT, Meter.REASONING)
+"""Meters of which a call has many, so that people state their prices per million."""
+
+STANDS_IN: Final = {
+    Meter.CACHED_INPUT: Meter.INPUT,
+    Meter.CACHE_WRITE: Meter.INPUT,
+    Meter.REASONING: Meter.OUTPUT,
+}
+"""The meter that counts the tokens of another one where that has no price of its own: the one it is a part of."""
+
+
+class Scheme(StrEnum):
+    """How a quantity becomes money.
+
+    `unit`: each unit at one price. `graduated`: each unit at the price of the tier it lies in. `volume`: all units at
+    the price of the tier that the quantity reaches. `package`: whole packages, the last one begun counts as whole.
+    """
+
+    UNIT = "unit"
+    GRADUATED = "graduated"
+    VOLUME = "volume"
+    PACKAGE = "package"
+
+
+class TiersOver(StrEnum):
+    """The quantity that tiers look at: that of one call, or that of a calendar month.
+
+    Over a month, a call is charged at the dearest tier, and the invoice gives back what the month's quantity saves.
+    """
+
+    CALL = "call"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A price in milli-units per unit, of the units after the tier before up to `up_to` (inclusive; None: all)."""
+
+    up_to: int | None
+    price: MilliUnits
+
+
+class CostKind(StrEnum):
+    """What usage costs the seller: by token and request as counted, by GPU-hour and kilowatt-hour as declared."""
+
+    INPUT_TOKEN = "input_token"  # noqa: S105 - a token of text
+    CACHED_TOKEN = "cached_token"  # noqa: S105
+    OUTPUT_TOKEN = "output_token"  # noqa: S105
+    REQUEST = "request"
+    GPU_HOUR = "gpu_hour"
+    KWH = "kwh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +134,29 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class PriceDraft:
+    """A price as it is proposed: of one meter of one model, in one book and currency.
+
+    `price` is in milli-units per unit of the meter (per call for `minimum`), per package where the scheme is that;
+    with tiers it is the dearest of theirs. None as `effective_from` is the moment of publishing.
+    """
+
+    book: str
+    model: str
+    meter: Meter
+    currency: str
+    price: MilliUnits
+    effective_from: datetime | None = None
+    effective_to: datetime | None = None
+    scheme: Scheme = Scheme.UNIT
+    tiers: tuple[Tier, ...] = ()
+    package_size: int | None = None
+    tiers_over: TiersOver = TiersOver.CALL
+
+
+@dataclass(frozen=True, slots=True)
 class PriceVersion:
-    """A price of one meter of one model in one book and currency, in force from `effective_from` (inclusive) to
-    `effective_to` (exclusive)."""
+    """A price that was published, in force from `effective_from` (inclusive) to `effective_to` (exclusive)."""
 
     id: UUID
     book: str
@@ -87,10 +166,38 @@ class PriceVersion:
     price: MilliUnits
     effective_from: datetime
     effective_to: datetime | None = None
+    scheme: Scheme = Scheme.UNIT
+    tiers: tuple[Tier, ...] = ()
+    package_size: int | None = None
+    tiers_over: TiersOver = TiersOver.CALL
 
     def in_force(self, moment: datetime) -> bool:
         """Whether this version applies at `moment`."""
         return self.effective_from <= moment and (self.effective_to is None or moment < self.effective_to)
+
+    @property
+    def is_stepped(self) -> bool:
+        """Whether the price of a call is more than its quantity times `price`."""
+        return self.scheme is not Scheme.UNIT and self.tiers_over is TiersOver.CALL
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """A price of a call that goes in steps: `meters` are counted together, and their sum is priced by the scheme."""
+
+    meters: tuple[Meter, ...]
+    scheme: Scheme
+    price: MilliUnits = MilliUnits(0)
+    tiers: tuple[Tier, ...] = ()
+    package_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What is special in the price of a call: its stepped prices, and the least that it costs, in milli-units."""
+
+    tariffs: tuple[Tariff, ...] = ()
+    minimum: MilliUnits = MilliUnits(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +205,8 @@ class Rates:
     """The prices pinned for one call, in milli-units per token (or per request).
 
     A meter without a price of its own falls back to the one it is a part of: cached and cache-write input to input,
-    reasoning to output.
+    reasoning to output. Where a price is stepped, the rate of its meters is 0 here and the price is in `steps`, which
+    is None for most: a hold that was placed before there were steps has none either.
     """
 
     input: MilliUnits
@@ -108,6 +216,47 @@ class Rates:
     reasoning: MilliUnits
     request: MilliUnits = MilliUnits(0)
     version_ids: tuple[UUID, ...] = ()
+    steps: Steps | None = None
+
+
+def rates_of(versions: Mapping[Meter, PriceVersion]) -> Rates | None:
+    """The rates that versions make together, or None without an input price: what has no price is not sold."""
+    if Meter.INPUT not in versions:
+        return None
+    payers = {meter: versions.get(meter) or versions.get(STANDS_IN.get(meter, meter)) for meter in TOKEN_METERS}
+    payers[Meter.REQUEST] = versions.get(Meter.REQUEST)
+    rates = {
+        meter: MilliUnits(0) if version is None or version.is_stepped else version.price
+        for meter, version in payers.items()
+    }
+    tariffs = tuple(
+        Tariff(
+            tuple(meter for meter, payer in payers.items() if payer is version),
+            *(version.scheme, version.price, version.tiers, version.package_size),
+        )
+        for version in dict.fromkeys(payers.values())
+        if version is not None and version.is_stepped
+    )
+    minimum = versions[Meter.MINIMUM].price if Meter.MINIMUM in versions else MilliUnits(0)
+    return Rates(
+        input=rates[Meter.INPUT],
+        output=rates[Meter.OUTPUT],
+        cached_input=rates[Meter.CACHED_INPUT],
+        cache_write=rates[Meter.CACHE_WRITE],
+        reasoning=rates[Meter.REASONING],
+        request=rates[Meter.REQUEST],
+        version_ids=tuple(sorted(version.id for version in versions.values())),
+        steps=Steps(tariffs, minimum) if tariffs or minimum else None,
+    )
+
+
+def line_of(book: str, parents: Mapping[str, str | None]) -> Iterator[str]:
+    """A price book, then those that it inherits from, nearest first."""
+    name: str | None = book
+    while name is not None:
+        yield name
+        # A parent is named when a book is made and exists by then, so no line comes back to itself.
+        name = parents.get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +266,8 @@ class Catalog:
     models: dict[str, Model] = field(default_factory=dict)
     prices: dict[tuple[str, str, str], tuple[PriceVersion, ...]] = field(default_factory=dict)
     """Price versions by (book, currency, model)."""
+    parents: dict[str, str | None] = field(default_factory=dict)
+    """The book that a price book inherits from, by book; a book that is not here inherits from none."""
     _pinned: dict[tuple[str, str, str], tuple[datetime, datetime, Rates | None]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -124,33 +275,19 @@ class Catalog:
     def rates(self, book: str, currency: str, model: str, moment: datetime) -> Rates | None:
         """The rates in force, or None where the model has no input price: what has no price is not sold.
 
-        Between two price changes they are the same for every call, so they are put together once.
+        A meter that has no price in the book has that of the nearest book it inherits from. Between two price changes
+        the rates are the same for every call, so they are put together once.
         """
         key = (book, currency, model)
         known = self._pinned.get(key)
         if known is not None and known[0] <= moment < known[1]:
             return known[2]
-        versions = self.prices.get(key, ())
-        changes = {version.effective_from for version in versions} | {version.effective_to for version in versions}
+        line = [self.prices.get((name, currency, model), ()) for name in line_of(book, self.parents)]
+        changes = {change for versions in line for one in versions for change in (one.effective_from, one.effective_to)}
         since = max((change for change in changes if change and change <= moment), default=_BEFORE_ALL)
         until = min((change for change in changes if change and change > moment), default=_AFTER_ALL)
-        rates = self._rates_at(key, moment)
+        # The nearest book comes last and has the last word.
+        found = {one.meter: one for versions in reversed(line) for one in versions if one.in_force(moment)}
+        rates = rates_of(found)
         self._pinned[key] = since, until, rates
         return rates
-
-    def _rates_at(self, key: tuple[str, str, str], moment: datetime) -> Rates | None:
-        versions = {version.meter: version for version in self.prices.get(key, ()) if version.in_force(moment)}
-        if Meter.INPUT not in versions:
-            return None
-        price = {meter: version.price for meter, version in versions.items()}
-        fresh = price[Meter.INPUT]
-        output = price.get(Meter.OUTPUT, MilliUnits(0))
-        return Rates(
-            input=fresh,
-            output=output,
-            cached_input=price.get(Meter.CACHED_INPUT, fresh),
-            cache_write=price.get(Meter.CACHE_WRITE, fresh),
-            reasoning=price.get(Meter.REASONING, output),
-            request=price.get(Meter.REQUEST, MilliUnits(0)),
-            version_ids=tuple(sorted(version.id for version in versions.values())),
-        )

@@ -9,6 +9,7 @@ TollgateError
  +-- NotFound                the object does not exist, or is another tenant's
  +-- Conflict                the state of things, or an earlier request with the same key, forbids it
  +-- InsufficientBalance     the money does not cover the highest possible price
+ +-- SpendLimitReached       nor does what is left of a limit that the customer or the operator has set
  +-- RateLimited             a limit of the tenant is used up for now
  +-- Unavailable             ours: the ledger cannot take a hold now; try again
  +-- BackendFailed           the model server failed
@@ -63,6 +64,10 @@ class Conflict(TollgateError):
 
 class InsufficientBalance(TollgateError):
     """Available money is less than the hold the call needs."""
+
+
+class SpendLimitReached(TollgateError):
+    """What may be spent this month by a key, a project or the organization does not cover the hold."""
 
 
 class RateLimited(TollgateError):

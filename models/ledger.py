@@ -73,6 +73,26 @@ class PostingKind(StrEnum):
     COST = "cost"
 
 
+class ShareRole(StrEnum):
+    """For what a party gets a share of the revenue: the model, the machines, or the customer."""
+
+    MODEL_OWNER = "model_owner"
+    INFRASTRUCTURE_OWNER = "infrastructure_owner"
+    RESELLER = "reseller"
+
+    @property
+    def account(self) -> AccountKind:
+        """The seller's account of what is owed to such parties."""
+        return _PAYABLE[self]
+
+
+_PAYABLE = {
+    ShareRole.MODEL_OWNER: AccountKind.MODEL_OWNER_PAYABLE,
+    ShareRole.INFRASTRUCTURE_OWNER: AccountKind.INFRASTRUCTURE_PAYABLE,
+    ShareRole.RESELLER: AccountKind.RESELLER_PAYABLE,
+}
+
+
 class GrantKind(StrEnum):
     """What a credit grant is worth to the books: bought, given, committed to, or given back."""
 

@@ -80,6 +80,19 @@ def parse_price(text: str, code: str) -> MilliUnits:
     return MilliUnits(price)
 
 
+def price_each_text(price: int, code: str) -> str:
+    """Price of one in full digits, of a price in milli-units: 1500000000 in USD is `0.001500000000`."""
+    return _text(price, currency(code).ledger_scale + 3)
+
+
+def parse_price_each(text: str, code: str) -> MilliUnits:
+    """Milli-units of a price of one, exactly; raises `InvalidAmount`, also below zero."""
+    price = _parse(text, currency(code).ledger_scale + 3)
+    if price < 0:
+        raise InvalidAmount(f"a price cannot be negative: {text!r}")
+    return MilliUnits(price)
+
+
 def money(units: int, code: str) -> dict[str, str]:
     """The JSON form of an amount, as DESIGN section 6 fixes it."""
     return {"amount": amount_text(units, code), "currency": code}

@@ -31,7 +31,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import DATERANGE, JSONB, TSTZRANGE, ExcludeConstraint
 
 metadata: Final = MetaData(
     naming_convention={
@@ -114,6 +114,36 @@ project = Table(
 )
 
 
+spend_limit = Table(
+    "spend_limit",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False),
+    # One of its projects or keys; without either it is the organization's own.
+    Column("project_id", Uuid, ForeignKey("project.id")),
+    Column("api_key_id", Uuid, ForeignKey("api_key.id")),
+    # The most that may be spent in a month of the organization.
+    Column("amount", AMOUNT, nullable=False),
+    # Whether calls beyond it are refused; otherwise it only alerts.
+    Column("is_hard", Boolean, nullable=False, server_default=text("true")),
+    # Parts of it, in percent, at which an alert is given.
+    Column("alert_percents", ARRAY(SmallInteger), nullable=False, server_default=text("'{}'::smallint[]")),
+    _created_at(),
+    Column("removed_at", MOMENT),
+    CheckConstraint("amount >= 0", name="amount"),
+    CheckConstraint("project_id is null or api_key_id is null", name="scope"),
+    Index(
+        "spend_limit_one_a_scope_key",
+        "organization_id",
+        "project_id",
+        "api_key_id",
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+        postgresql_where=text("removed_at is null"),
+    ),
+)
+
+
 def _credential() -> list[Column[object]]:
     """What is kept of a secret: `HMAC-SHA256(pepper, key)` and enough to recognise it. Never the secret."""
     return [
@@ -192,6 +222,17 @@ deployment = Table(
     CheckConstraint("weight > 0", name="weight"),
 )
 
+price_book = Table(
+    "price_book",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # Said when the book is made and never changed, so that no book inherits from itself.
+    Column("parent", Text, ForeignKey("price_book.id")),
+    Column("created_by", Text, nullable=False),
+    _created_at(),
+    CheckConstraint("parent <> id", name="parent"),
+)
+
 price_version = Table(
     "price_version",
     metadata,
@@ -201,9 +242,12 @@ price_version = Table(
     Column("meter", Text, nullable=False),
     Column("currency", Text, nullable=False),
     Column("scheme", Text, nullable=False, server_default="unit"),
-    # Milli-units per token, or per request.
+    # Milli-units per token, request or package; with tiers the dearest of theirs.
     Column("price", BigInteger, nullable=False),
-    Column("tiers", JSONB),
+    # [{"up_to": units or null, "price": milli-units per unit}, ...]
+    Column("tiers", JSONB(none_as_null=True)),
+    Column("package_size", BigInteger),
+    Column("tiers_over", Text, nullable=False, server_default="call"),
     Column("effective", TSTZRANGE, nullable=False),
     Column("created_by", Text, nullable=False),
     _created_at(),
@@ -218,9 +262,15 @@ price_version = Table(
         "image",
         "audio_second",
         "gpu_second",
+        "minimum",
     ),
     _one_of("scheme", "unit", "graduated", "volume", "package"),
+    _one_of("tiers_over", "call", "month"),
     CheckConstraint("price >= 0", name="price"),
+    CheckConstraint("(scheme in ('graduated', 'volume')) = (tiers is not null)", name="tiers"),
+    CheckConstraint("(scheme = 'package') = (package_size is not null) and package_size > 0", name="package_size"),
+    CheckConstraint("tiers_over = 'call' or tiers is not null", name="month_of_tiers"),
+    CheckConstraint("meter <> 'minimum' or scheme = 'unit'", name="one_minimum"),
     # One-point ranges, because GiST compares ranges without btree_gist, which embedded builds of Postgres lack.
     ExcludeConstraint(
         (text("text_range(book, book, '[]')"), "="),
@@ -231,6 +281,23 @@ price_version = Table(
         using="gist",
         name="price_version_no_overlap",
     ),
+)
+
+allowance = Table(
+    "allowance",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("book", Text, ForeignKey("price_book.id"), nullable=False, index=True),
+    Column("currency", Text, nullable=False),
+    Column("amount", AMOUNT, nullable=False),
+    # Null is every model.
+    Column("models", ARRAY(Text)),
+    Column("created_by", Text, nullable=False),
+    _created_at(),
+    Column("ended_at", MOMENT),
+    _one_of("currency", "USD", "EUR", "KRW", "JPY"),
+    CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("models <> '{}'", name="models"),
 )
 
 catalog_revision = Table(
@@ -320,8 +387,12 @@ credit_grant = Table(
     Column("expires_at", MOMENT),
     Column("voided_at", MOMENT),
     _created_at(),
+    # How much of what is left at its expiry goes into a grant that begins then, and the grant that this one came from.
+    Column("rollover_max", AMOUNT, nullable=False, server_default="0"),
+    Column("rolled_from", Uuid, ForeignKey("credit_grant.id"), unique=True),
     _one_of("kind", "paid", "promo", "commit", "refund"),
     CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("rollover_max >= 0 and (rollover_max = 0 or expires_at is not null)", name="rollover_max"),
     CheckConstraint("remaining >= 0 and remaining <= amount", name="remaining"),
     CheckConstraint("expires_at is null or expires_at > effective_at", name="expires_at"),
     Index(
@@ -430,6 +501,37 @@ book = Table(
     CheckConstraint("id = 1", name="id"),
 )
 
+accounting_period = Table(
+    "accounting_period",
+    metadata,
+    # A month in UTC, such as 2026-11. It has a row once it is closed.
+    Column("id", Text, primary_key=True),
+    Column("starts_at", MOMENT, nullable=False),
+    Column("ends_at", MOMENT, nullable=False, unique=True),
+    Column("closed_at", MOMENT, nullable=False),
+    Column("closed_by", Text, nullable=False),
+    # [{"currency", "account", "debits", "credits"}, ...]: all that was posted before the end, in ledger units.
+    Column("trial_balance", JSONB, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    # The highest posting that was there: none of a lower id was added to the period later.
+    Column("last_posting", BigInteger, nullable=False),
+    CheckConstraint("starts_at < ends_at and ends_at <= closed_at", name="bounds"),
+)
+
+posting_seal = Table(
+    "posting_seal",
+    metadata,
+    # The chain: 1, 2, 3, ... in the order of posting ids.
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("posting_id", BigInteger, ForeignKey("posting.id"), nullable=False, unique=True),
+    # How the bytes were made that `digest` is of: docs/ledger.md.
+    Column("format", SmallInteger, nullable=False),
+    Column("previous", LargeBinary, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    CheckConstraint("seq > 0", name="seq"),
+    CheckConstraint("octet_length(previous) = 32 and octet_length(digest) = 32", name="lengths"),
+)
+
 dead_entry = Table(
     "dead_entry",
     metadata,
@@ -484,6 +586,104 @@ usage_day = Table(
     Column("price_version_ids", ARRAY(Uuid), primary_key=True),
     *_sums(),
     postgresql_with={"fillfactor": "80"},
+)
+
+# Shares and costs: who else gets a part of the revenue, and what usage costs the seller -------------------------------
+
+revenue_share = Table(
+    "revenue_share",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("party", Text, nullable=False),
+    # Null is every model, or every organization; of two rules for one role and party the narrower one counts.
+    Column("model", Text, ForeignKey("model.id")),
+    Column("organization_id", Uuid, ForeignKey("organization.id")),
+    # Parts per million of a call's amount.
+    Column("ppm", Integer, nullable=False),
+    Column("effective", TSTZRANGE, nullable=False),
+    Column("created_by", Text, nullable=False),
+    _created_at(),
+    _one_of("role", "model_owner", "infrastructure_owner", "reseller"),
+    CheckConstraint("ppm between 0 and 1000000", name="ppm"),
+    CheckConstraint("not isempty(effective)", name="effective"),
+    ExcludeConstraint(
+        (text("text_range(role, role, '[]')"), "="),
+        (text("text_range(party, party, '[]')"), "="),
+        (text("text_range(coalesce(model, ''), coalesce(model, ''), '[]')"), "="),
+        (text("text_range(coalesce(organization_id::text, ''), coalesce(organization_id::text, ''), '[]')"), "="),
+        ("effective", "&&"),
+        using="gist",
+        name="revenue_share_no_overlap",
+    ),
+)
+
+share = Table(
+    "share",
+    metadata,
+    # What a posting of charges gave to a party; below zero: what a correction took back.
+    Column("posting_id", BigInteger, ForeignKey("posting.id"), primary_key=True),
+    Column("role", Text, primary_key=True),
+    Column("party", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("amount", AMOUNT, nullable=False),
+    CheckConstraint("amount <> 0", name="amount"),
+    Index("share_party_idx", "party", "posting_id"),
+)
+
+model_cost = Table(
+    "model_cost",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("model", Text, ForeignKey("model.id"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    # Milli-units per token, per request, per GPU-hour or per kWh.
+    Column("price", BigInteger, nullable=False),
+    Column("effective", DATERANGE, nullable=False),
+    Column("created_by", Text, nullable=False),
+    _created_at(),
+    _one_of("kind", "input_token", "cached_token", "output_token", "request", "gpu_hour", "kwh"),
+    _one_of("currency", "USD", "EUR", "KRW", "JPY"),
+    CheckConstraint("price >= 0", name="price"),
+    CheckConstraint("not isempty(effective)", name="effective"),
+    # Whatever the currency: a token that costs in two would be counted twice.
+    ExcludeConstraint(
+        (text("text_range(model, model, '[]')"), "="),
+        (text("text_range(kind, kind, '[]')"), "="),
+        ("effective", "&&"),
+        using="gist",
+        name="model_cost_no_overlap",
+    ),
+)
+
+machine_use = Table(
+    "machine_use",
+    metadata,
+    # What a model ran on, as the operator declares it: by day in UTC, model, and backend.
+    Column("day", Date, primary_key=True),
+    Column("model", Text, ForeignKey("model.id"), primary_key=True),
+    Column("backend", Text, primary_key=True),
+    Column("gpu_seconds", BigInteger, nullable=False),
+    Column("watt_hours", BigInteger, nullable=False),
+    CheckConstraint("gpu_seconds >= 0 and watt_hours >= 0", name="quantities"),
+)
+
+cost = Table(
+    "cost",
+    metadata,
+    # What a posting of costs added to a month; below zero: what it took off again.
+    Column("posting_id", BigInteger, ForeignKey("posting.id"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("month", Date, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    # Null: of machines that ran without a call.
+    Column("organization_id", Uuid, ForeignKey("organization.id")),
+    Column("currency", Text, nullable=False),
+    Column("amount", AMOUNT, nullable=False),
+    CheckConstraint("amount <> 0", name="amount"),
+    Index("cost_month_idx", "month", "model"),
 )
 
 # Invoices and payments: amounts on them are whole minor units, in ledger units ----------------------------------------
@@ -608,6 +808,7 @@ invoice = Table(
         postgresql_where=text("kind = 'invoice' and month is not null and state <> 'void'"),
     ),
     Index("invoice_organization_id_idx", "organization_id", "id"),
+    Index("invoice_corrects_idx", "corrects", postgresql_where=text("corrects is not null")),
 )
 
 invoice_line = Table(
@@ -660,7 +861,7 @@ allocation = Table(
     # What was set against an invoice: by a payment or by a credit note.
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("invoice_id", Uuid, ForeignKey("invoice.id"), nullable=False, index=True),
-    Column("payment_id", Uuid, ForeignKey("payment.id")),
+    Column("payment_id", Uuid, ForeignKey("payment.id"), index=True),
     Column("credit_note_id", Uuid, ForeignKey("invoice.id")),
     Column("amount", AMOUNT, nullable=False),
     Column("posting_id", BigInteger, ForeignKey("posting.id")),

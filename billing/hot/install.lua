@@ -1,6 +1,6 @@
 -- install: replaces balances of a shard in a rebuild; the call that carries the new epoch makes them visible.
 --
--- KEYS  epoch, stream, open, then organization, holds, rates, in flight, checkpoints of each organization
+-- KEYS  epoch, stream, open, then organization, holds, rates, in flight, checkpoints, spent of each organization
 -- ARGV  last stream entry the caller has booked, new epoch or '' where more is to come,
 --       then posted, credit limit, version of each organization
 -- Returns 1, or 0 where the stream holds an entry the caller has not booked; then nothing changed.
@@ -14,8 +14,8 @@ if last and last[1] ~= drained then return 0 end
 -- Without an epoch no hold is taken and a settle touches no balance, so a rebuild may stop anywhere and start again.
 redis.call('DEL', epoch_key, open_key)
 for i = 1, (#ARGV - 2) / 3 do
-  local key, value = 5 * i - 1, 3 * i
-  redis.call('DEL', KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3], KEYS[key + 4])
+  local key, value = 6 * i - 2, 3 * i
+  redis.call('DEL', KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3], KEYS[key + 4], KEYS[key + 5])
   redis.call('HSET', KEYS[key], 'balance', ARGV[value], 'held', '0', 'credit_limit', ARGV[value + 1],
     'settled', '0', 'version', ARGV[value + 2])
 end

@@ -34,6 +34,7 @@ class ShardKeys:
     rates: str
     in_flight: str
     checkpoints: str
+    spent: str
 
     @classmethod
     def of(cls, shard: int) -> ShardKeys:
@@ -51,6 +52,7 @@ class ShardKeys:
             rates=f"{tag}:r:",
             in_flight=f"{tag}:f:",
             checkpoints=f"{tag}:c:",
+            spent=f"{tag}:s:",
         )
 
 
@@ -72,6 +74,7 @@ class OrganizationKeys(NamedTuple):
     rates: str
     in_flight: str
     checkpoints: str
+    spent: str
 
 
 _MOST_NAMED: Final = 100_000
@@ -100,5 +103,6 @@ def names_of(origin: CallOrigin) -> OrganizationKeys:
             rates=keys.rates + organization,
             in_flight=keys.in_flight + organization,
             checkpoints=keys.checkpoints + organization,
+            spent=keys.spent + organization,
         )
     return known

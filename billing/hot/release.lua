@@ -17,6 +17,11 @@ local function release(keys, organization, call, used)
       redis.call('HDEL', keys.in_flight, scope)
     end
   end
+  for _, scope in ipairs(hold.spend or {}) do
+    if redis.call('HEXISTS', keys.spent, scope) == 1 then
+      redis.call('HINCRBY', keys.spent, scope, negative(hold.amount))
+    end
+  end
   local now = nil
   for _, bucket in ipairs(hold.tokens) do
     local unused = bucket.cost - used

@@ -1,12 +1,14 @@
 -- settle: ends a call with a charge: releases its hold, debits the balance, puts the charge on the stream.
 --
--- KEYS  epoch, organization, holds, done, rates, in flight, open, checkpoints, stream
--- ARGV  call, id of the organization, seconds to remember the call, amount, charge as JSON, tokens used
+-- KEYS  epoch, organization, holds, done, rates, in flight, open, checkpoints, spent, stream
+-- ARGV  call, id of the organization, seconds to remember the call, amount, charge as JSON, tokens used,
+--       then the scope of each spend limit
 -- Returns 1, or 0 where the call had ended before and nothing changed.
 
 local keys = {
   epoch = KEYS[1], organization = KEYS[2], holds = KEYS[3], done = KEYS[4],
-  rates = KEYS[5], in_flight = KEYS[6], open = KEYS[7], checkpoints = KEYS[8], stream = KEYS[9],
+  rates = KEYS[5], in_flight = KEYS[6], open = KEYS[7], checkpoints = KEYS[8], spent = KEYS[9],
+  stream = KEYS[10],
 }
 local call, organization, remember_seconds, amount, charge, used = unpack(ARGV)
 
@@ -19,6 +21,10 @@ if redis.call('EXISTS', keys.epoch) == 0 then
   redis.call('XADD', keys.stream, '*', 'charge', charge)
 else
   local released = release(keys, organization, call, tonumber(used))
+  -- Named by the call and not by its hold, so that what is settled after its hold was gone counts as well.
+  for i = 7, #ARGV do
+    if redis.call('HEXISTS', keys.spent, ARGV[i]) == 1 then redis.call('HINCRBY', keys.spent, ARGV[i], amount) end
+  end
   redis.call('HINCRBY', keys.organization, 'balance', negative(amount))
   redis.call('HINCRBY', keys.organization, 'settled', amount)
   -- Read back as text: what HINCRBY returns to Lua is a double.

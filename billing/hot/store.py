@@ -172,6 +172,7 @@ class HotStore:
             names.in_flight,
             names.open,
             names.instances,
+            names.spent,
             epoch,
             call,
             request.amount,
@@ -179,13 +180,16 @@ class HotStore:
             names.id,
             self._instance,
             len(request.buckets),
+            len(request.in_flight),
         ]
         for bucket in request.buckets:
             arguments += (bucket.scope, bucket.per_minute, bucket.cost)
         for place in request.in_flight:
             arguments += (place.scope, place.limit)
+        for limit in request.spend:
+            arguments += (limit.scope, limit.limit)
         self._connection.start(
-            _HOLD, 8, arguments, self._timeout_ms, lambda reply: then(_answer(request, reply, encoded))
+            _HOLD, 9, arguments, self._timeout_ms, lambda reply: then(_answer(request, reply, encoded))
         )
 
     async def settle(self, hold: Hold, charge: Charge) -> bool:
@@ -217,8 +221,9 @@ class HotStore:
             charge.amount,
             encoded or encode_charge(charge),
             charge.input_tokens + charge.output_tokens,
+            *(limit.scope for limit in hold.request.spend),
         ]
-        self._connection.start(_SETTLE, 9, arguments, self._timeout_ms, then)
+        self._connection.start(_SETTLE, 10, arguments, self._timeout_ms, then)
 
     async def void(self, hold: Hold, *, abandoned: bool = False) -> bool:
         """End the call of `hold` without a charge; False where there was no open hold to release.
@@ -229,7 +234,7 @@ class HotStore:
         names, call = names_of(origin), str(origin.call_id)
         released = await self._connection.run(
             _VOID,
-            8,
+            9,
             *_keys_of_call(names, call),
             call,
             names.id,
@@ -401,6 +406,23 @@ class HotStore:
         row = await self._execute("HMGET", key, "balance", "held", "credit_limit", "settled", "version")
         return None if row[4] is None else HotBalance(*(int(value) for value in row))
 
+    async def count_spent(self, shard: int, organization_id: UUID, booked: Mapping[str, int], month: str) -> int:
+        """Begin the counts of spend limits that are not counted yet, each at what is booked; how many began.
+
+        From then on holds and settles count by themselves. Counts of months before `month` (YYYY-MM) are dropped.
+        """
+        key = f"{SHARD_KEYS[shard].spent}{organization_id}"
+        begun = [await self._execute("HSETNX", key, scope, spent) for scope, spent in booked.items()]
+        known: list[bytes] = await self._execute("HKEYS", key)
+        if past := [scope for scope in known if scope.decode().rpartition(":")[2] < month]:
+            await self._execute("HDEL", key, *past)
+        return sum(begun)
+
+    async def spent(self, shard: int, organization_id: UUID) -> dict[str, int]:
+        """What is counted for spend limits, by scope and month: what was spent and what is held."""
+        row = await self._execute("HGETALL", f"{SHARD_KEYS[shard].spent}{organization_id}")
+        return {scope.decode(): int(spent) for scope, spent in zip(row[::2], row[1::2], strict=True)}
+
     async def open_holds(self, shard: int, organization_id: UUID) -> tuple[OpenHold, ...]:
         """All holds of the organization that have not ended, oldest first."""
         row = await self._execute("HVALS", f"{SHARD_KEYS[shard].holds}{organization_id}")
@@ -480,12 +502,12 @@ class HotStore:
         return await self._connection.run(script, key_count, *arguments, timeout_ms=self._timeout_ms)
 
 
-def _per_organization(shard: int) -> tuple[str, str, str, str, str]:
+def _per_organization(shard: int) -> tuple[str, ...]:
     keys = SHARD_KEYS[shard]
-    return keys.organization, keys.holds, keys.rates, keys.in_flight, keys.checkpoints
+    return keys.organization, keys.holds, keys.rates, keys.in_flight, keys.checkpoints, keys.spent
 
 
-def _keys_of_call(names: OrganizationKeys, call: str) -> tuple[str, str, str, str, str, str, str, str]:
+def _keys_of_call(names: OrganizationKeys, call: str) -> tuple[str, ...]:
     return (
         names.epoch,
         names.organization,
@@ -495,6 +517,7 @@ def _keys_of_call(names: OrganizationKeys, call: str) -> tuple[str, str, str, st
         names.in_flight,
         names.open,
         names.checkpoints,
+        names.spent,
     )
 
 

@@ -37,14 +37,14 @@ class Batches:
         self._loop = loop
         self._write = write
         self._records: list[Record] = []
-        self._thens: deque[Then] = deque()
+        self._underway: deque[tuple[Record, Then]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._last_at = 0.0
 
     def add(self, record: Record, then: Then, in_flight: int) -> None:
         """Have a record written: at once, or in a crowd with the others of some milliseconds."""
         self._records.append(record)
-        self._thens.append(then)
+        self._underway.append((record, then))
         if self._timer is None:
             least, most = PACE_SECONDS
             next_at = self._last_at + min(most, max(least, in_flight * _PACE_SECONDS_A_CALL))
@@ -52,6 +52,10 @@ class Batches:
                 self.hand_over()
             else:
                 self._timer = self._loop.call_at(next_at, self.hand_over)
+
+    def unwritten(self) -> list[Record]:
+        """Records of which nothing has been told yet."""
+        return [record for record, _ in self._underway]
 
     def hand_over(self) -> None:
         """Have written what waits."""
@@ -66,6 +70,6 @@ class Batches:
     def written(self, durable: int, lost: int, reason: str) -> None:
         """Of the records that were handed over first, so many are on disk, and of so many behind them it is unknown."""
         for _ in range(durable):
-            self._thens.popleft()(None)
+            self._underway.popleft()[1](None)
         for _ in range(lost):
-            self._thens.popleft()(JournalUnavailable(f"the journal cannot be written ({reason})"))
+            self._underway.popleft()[1](JournalUnavailable(f"the journal cannot be written ({reason})"))

@@ -188,6 +188,10 @@ class Journal:
             with suppress(FileNotFoundError):
                 yield from read_segment(path, self._owned.instance_id).records
 
+    def unwritten(self) -> list[Record]:
+        """The records that are on their way to the disk, which may take its time: `written` has not got them yet."""
+        return self._batches.unwritten()
+
     def unconfirmed(self) -> frozenset[UUID]:
         """The calls in sealed and replayed segments that are not known to be booked: ask Postgres about these."""
         return frozenset().union(*(kept.unconfirmed for kept in self._kept.values()))

@@ -13,6 +13,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_one, fetch_optional, fetch_page
+from billing.store.price_books import book_parents
 from billing.store.prices import price_version_of
 from models.catalog import Backend, BackendKind, Catalog, Deployment, Model, PriceVersion
 from models.ids import uuid7
@@ -52,7 +53,11 @@ async def load_catalog(connection: AsyncConnection) -> Catalog:
     for row in await connection.execute(select(price_version).order_by(price_version.c.id)):
         version = price_version_of(row)
         prices[version.book, version.currency, version.model].append(version)
-    return Catalog(models=models, prices={key: tuple(versions) for key, versions in prices.items()})
+    return Catalog(
+        models=models,
+        prices={key: tuple(versions) for key, versions in prices.items()},
+        parents=await book_parents(connection),
+    )
 
 
 async def _deployments(connection: AsyncConnection) -> defaultdict[str, list[Deployment]]:

@@ -11,10 +11,20 @@ from models.errors import Conflict, InvalidRequest, TollgateError, Unavailable
 _CONFLICTS: Final = {
     "backend_name_key": "A backend of this name exists. Choose another name, or update that backend.",
     "model_pk": 'A model of this id exists. Update it, or enable it again with "disabled": false.',
-    "price_version_no_overlap": "A part of this time already has a price of this book, model, meter and currency.",
+    "price_book_pk": "A price book of this name exists. Choose another name; the parent of a book never changes.",
+    "tax_rule_no_overlap": "A part of this time already has a tax rule of this country. Begin the new one later.",
+    "price_version_no_overlap": "A part of this time already has a price of this book, model, meter and currency."
+    " Choose a time that has none.",
+    "revenue_share_no_overlap": "This party has a share of such calls at that time. End it, then publish another.",
+    "model_cost_no_overlap": "A part of this time already has a cost of this model and kind.",
 }
 _INVALID: Final = {
     "price_version_model_id_fk": ("There is no such model. Create it before its prices.", "model"),
+    "price_book_parent_fk": ("There is no such price book. Create the parent before its children.", "parent"),
+    "allowance_book_fk": ("There is no such price book. Create it, or publish a price in it, first.", "book"),
+    "revenue_share_model_fk": ("There is no such model. Create it before its shares.", "model"),
+    "model_cost_model_fk": ("There is no such model. Create it before its costs.", "model"),
+    "machine_use_model_fk": ("There is no such model. Create it before what it ran on.", "model"),
     "deployment_backend_id_fk": ("There is no such backend. Create it before its models.", "deployments"),
     "organization_prepaid_without_credit_check": (
         "A prepaid organization has no credit limit. Make it postpaid or hybrid, or leave the limit out.",

@@ -47,9 +47,15 @@ _TAKE = text(
 
 
 async def add_grant(
-    connection: AsyncConnection, grant: Grant, *, organization_id: UUID, currency: str, created_at: datetime
+    connection: AsyncConnection,
+    grant: Grant,
+    *,
+    organization_id: UUID,
+    currency: str,
+    created_at: datetime,
+    rolled_from: UUID | None = None,
 ) -> None:
-    """Insert a grant of which nothing is drawn yet."""
+    """Insert a grant of which nothing is drawn yet; `rolled_from` is the one whose rest it is."""
     await connection.execute(
         insert(credit_grant).values(
             id=grant.id,
@@ -62,6 +68,8 @@ async def add_grant(
             scope=scope_json(grant.scope),
             effective_at=grant.effective_at,
             expires_at=grant.expires_at,
+            rollover_max=grant.rollover_max,
+            rolled_from=rolled_from,
             created_at=created_at,
         )
     )
@@ -154,4 +162,5 @@ def _grant(row: Row[Any]) -> Grant:
         effective_at=row.effective_at,
         expires_at=row.expires_at,
         scope=scope_from(row.scope),
+        rollover_max=Units(int(row.rollover_max)),
     )

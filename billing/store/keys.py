@@ -15,7 +15,8 @@ from sqlalchemy import ARRAY, LargeBinary, Table, any_, insert, literal, select,
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_optional, fetch_page
-from models.account import NO_LIMITS, AdminPrincipal, Limits, OperatorPrincipal, Principal
+from billing.store.spend_limits import hard_limits_of_keys
+from models.account import NO_LIMITS, AdminPrincipal, Limits, OperatorPrincipal, Principal, SpendLimit
 from models.ids import uuid7
 from models.tables import admin_key, api_key, operator_key, organization, project
 
@@ -49,6 +50,7 @@ async def find_api_keys(
             organization.c.shard,
             organization.c.currency,
             organization.c.price_book,
+            organization.c.timezone,
         )
         .join(project, project.c.id == api_key.c.project_id)
         .join(organization, organization.c.id == api_key.c.organization_id)
@@ -58,7 +60,10 @@ async def find_api_keys(
             organization.c.closed_at.is_(None),
         )
     )
-    return {row.digest: KnownKey(row.digest, _principal(row), row.expires_at) for row in rows}
+    found = rows.all()
+    keys = [(row.organization_id, row.project_id, row.id) for row in found]
+    limits = await hard_limits_of_keys(connection, keys) if keys else {}
+    return {row.digest: KnownKey(row.digest, _principal(row, limits[row.id]), row.expires_at) for row in found}
 
 
 async def find_api_key(connection: AsyncConnection, digest: bytes, now: datetime) -> Principal | None:
@@ -220,7 +225,7 @@ def _limits(row: AnyRow, scope: str) -> Limits:
     return NO_LIMITS if limits == NO_LIMITS else limits
 
 
-def _principal(row: AnyRow) -> Principal:
+def _principal(row: AnyRow, spend_limits: tuple[SpendLimit, ...]) -> Principal:
     return Principal(
         organization_id=row.organization_id,
         project_id=row.project_id,
@@ -233,4 +238,6 @@ def _principal(row: AnyRow) -> Principal:
         organization_limits=_limits(row, "organization"),
         project_limits=_limits(row, "project"),
         key_limits=_limits(row, "key"),
+        spend_limits=spend_limits,
+        timezone=row.timezone,
     )

@@ -15,20 +15,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.booking import FundedCharge
 from billing.store.engine import encode_json
 from models.ledger import ORGANIZATION_ACCOUNTS, Account, AccountKind, PostingKind, Transfer
-from models.tables import account, charge, dead_entry, organization_balance, posting
+from models.money import Units
+from models.tables import account, charge, dead_entry, organization_balance, posting, transfer
 
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """Why money moved: the head of some transfers. The key makes booking it twice impossible."""
+    """Why money moved: the head of some transfers. The key makes booking it twice impossible.
 
-    organization_id: UUID
+    `organization_id` is None where only the seller's accounts are moved.
+    """
+
+    organization_id: UUID | None
     idempotency_key: str
     kind: PostingKind
     effective_at: datetime
     source: Mapping[str, Any] = field(default_factory=dict)
     billing_month: date | None = None
     """Of charges: the month of the organization that they are billed in."""
+    reverses: int | None = None
+    """The posting whose transfers this one takes back."""
 
 
 class UnsendableRow(Exception):
@@ -47,12 +53,13 @@ class DeadEntry:
 
 _POST = text(
     """
-    insert into posting (organization_id, idempotency_key, kind, effective_at, source, billing_month)
-      select organization_id, idempotency_key, kind, effective_at, cast(source as jsonb), billing_month
+    insert into posting (organization_id, idempotency_key, kind, effective_at, source, billing_month, reverses)
+      select organization_id, idempotency_key, kind, effective_at, cast(source as jsonb), billing_month, reverses
         from unnest(
           cast(:organizations as uuid[]), cast(:keys as text[]), cast(:kinds as text[]),
-          cast(:effective as timestamptz[]), cast(:sources as text[]), cast(:months as date[])
-        ) as row (organization_id, idempotency_key, kind, effective_at, source, billing_month)
+          cast(:effective as timestamptz[]), cast(:sources as text[]), cast(:months as date[]),
+          cast(:reverses as bigint[])
+        ) as row (organization_id, idempotency_key, kind, effective_at, source, billing_month, reverses)
       returning id, idempotency_key
     """
 )
@@ -80,15 +87,21 @@ async def add_accounts(connection: AsyncConnection, organization_id: UUID, curre
     wanted: list[dict[str, object]] = [
         {"organization_id": organization_id, "kind": kind.value, "currency": currency} for kind in ORGANIZATION_ACCOUNTS
     ]
-    wanted += [
+    await connection.execute(upsert(account).values(wanted).on_conflict_do_nothing())
+    await add_seller_accounts(connection, currency)
+    await connection.execute(
+        upsert(organization_balance).values(organization_id=organization_id).on_conflict_do_nothing()
+    )
+
+
+async def add_seller_accounts(connection: AsyncConnection, currency: str) -> None:
+    """Make the seller's accounts of a currency where missing."""
+    wanted = [
         {"organization_id": None, "kind": kind.value, "currency": currency}
         for kind in AccountKind
         if kind not in ORGANIZATION_ACCOUNTS
     ]
     await connection.execute(upsert(account).values(wanted).on_conflict_do_nothing())
-    await connection.execute(
-        upsert(organization_balance).values(organization_id=organization_id).on_conflict_do_nothing()
-    )
 
 
 async def account_ids(
@@ -115,6 +128,7 @@ async def add_postings(connection: AsyncConnection, postings: Sequence[Posting])
             "effective": [row.effective_at for row in postings],
             "sources": [encode_json(row.source) for row in postings],
             "months": [row.billing_month for row in postings],
+            "reverses": [row.reverses for row in postings],
         },
     )
     ids: dict[str, int] = {row.idempotency_key: row.id for row in rows}
@@ -126,6 +140,26 @@ async def find_posting(connection: AsyncConnection, idempotency_key: str) -> Map
     rows = await connection.execute(select(posting.c.source).where(posting.c.idempotency_key == idempotency_key))
     source: Mapping[str, Any] | None = rows.scalar_one_or_none()
     return source
+
+
+async def transfers_of(connection: AsyncConnection, posting_id: int) -> list[Transfer]:
+    """The transfers of a posting, in their order."""
+    debit, credit = account.alias("debit"), account.alias("credit")
+    rows = await connection.execute(
+        select(transfer.c.amount, debit.c.organization_id, debit.c.kind, debit.c.currency, credit)
+        .join(debit, debit.c.id == transfer.c.debit_account)
+        .join(credit, credit.c.id == transfer.c.credit_account)
+        .where(transfer.c.posting_id == posting_id)
+        .order_by(transfer.c.seq)
+    )
+    return [
+        Transfer(
+            Account(row[1], AccountKind(row[2]), row[3]),
+            Account(row[5], AccountKind(row[6]), row[7]),
+            Units(int(row[0])),
+        )
+        for row in rows
+    ]
 
 
 async def add_transfers(
@@ -145,9 +179,9 @@ async def add_transfers(
         {
             "postings": [posting_id for posting_id, _ in rows],
             "seqs": seqs,
-            "debits": [ids[transfer.debit] for _, transfer in rows],
-            "credits": [ids[transfer.credit] for _, transfer in rows],
-            "amounts": [transfer.amount for _, transfer in rows],
+            "debits": [ids[each.debit] for _, each in rows],
+            "credits": [ids[each.credit] for _, each in rows],
+            "amounts": [each.amount for _, each in rows],
         },
     )
 

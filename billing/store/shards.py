@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.tables import shard as shards
@@ -40,6 +40,15 @@ async def lease(connection: AsyncConnection, shard: int) -> Lease | None:
     )
     row = rows.one_or_none()
     return None if row is None else Lease(row.id, row.epoch, row.position)
+
+
+async def hold_all(connection: AsyncConnection) -> None:
+    """Wait for the bookings that run, and let none begin until the transaction ends; gives up after 5 seconds.
+
+    Gives up with the database's error. Whoever only reads the book needs no more than a moment of it.
+    """
+    await connection.execute(text("set local lock_timeout = '5s'"))
+    await connection.execute(select(shards.c.id).order_by(shards.c.id).with_for_update(read=True))
 
 
 async def move(connection: AsyncConnection, lease: Lease, position: str, *, epoch: int | None = None) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from billing.settlement import LATE
-from billing.verify.report import Claim
+from billing.verify.questions import sliced, whole
 
 _SHIFTED: Final = "interval '1 day'"
 """How far the time in a call's id may lie from `created_at`. Exports look for a month's charges no further away."""
@@ -15,25 +14,8 @@ _CLOCK: Final = "interval '1 minute'"
 """By how much a gateway's clock may be set back in mid-call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A claim with its query. A sliced one is asked of postings from :low to :high, slice by slice."""
-
-    claim: Claim
-    query: str
-    sliced: bool
-
-
-def _whole(name: str, promise: str, sentence: str, unit: str, query: str) -> Question:
-    return Question(Claim(name, promise, sentence, unit), query, sliced=False)
-
-
-def _sliced(name: str, promise: str, sentence: str, unit: str, query: str) -> Question:
-    return Question(Claim(name, promise, sentence, unit), query, sliced=True)
-
-
 _LOST: Final = (
-    _sliced(
+    sliced(
         "calls_booked",
         "P1",
         "Every posting of charges has as many as were booked with it, and every charge is in a posting of its"
@@ -56,7 +38,7 @@ _LOST: Final = (
           full join booked on booked.posting_id = batch.id and booked.organization_id = batch.organization_id
         """,
     ),
-    _whole(
+    whole(
         "dead_entries",
         "P1",
         "No settled call waits for a person, because its charge could not be booked.",
@@ -70,7 +52,7 @@ _LOST: Final = (
 )
 
 _DOUBLE: Final = (
-    _whole(
+    whole(
         "charged_once",
         "P2",
         "No call is charged twice.",
@@ -81,7 +63,7 @@ _DOUBLE: Final = (
           from (select call_id, count(*) as charges from charge group by call_id) call
         """,
     ),
-    _whole(
+    whole(
         "corrected_once",
         "P2",
         "No call is corrected twice.",
@@ -103,7 +85,10 @@ EXPLAINED: Final = f"""
         ), 0) as late,
         coalesce((
           select sum(transfer.amount) from posting join transfer on transfer.posting_id = posting.id
-            where posting.organization_id = organization.id and posting.kind in ('expire', 'void_grant')
+            where posting.organization_id = organization.id and posting.kind in ('expire', 'void_grant', 'refund')
+        ), 0) + coalesce((
+          select sum(invoice.tax + greatest(invoice.rounding, 0)) from invoice
+            where invoice.organization_id = organization.id and invoice.kind = 'invoice' and invoice.state = 'open'
         ), 0) as taken_back,
         exists (
           select from audit_log
@@ -113,10 +98,11 @@ EXPLAINED: Final = f"""
       from organization
 """  # noqa: S608 - made of constants
 """What may take an organization below its credit limit: calls that were settled after their hold was gone, corrections,
-credit that was taken back while calls ran on it, and a limit that was lowered, which the ledger keeps no amount of."""
+credit that was taken back or refunded while calls ran on it, the tax and the rounding of open invoices, and a limit
+that was lowered, which the ledger keeps no amount of."""
 
 _OVERDRAFT: Final = (
-    _sliced(
+    sliced(
         "within_hold",
         "P3",
         "No charge is negative or above the hold that was taken before its call.",
@@ -127,10 +113,10 @@ _OVERDRAFT: Final = (
           from charge where corrects is null and posting_id between :low and :high
         """,
     ),
-    _whole(
+    whole(
         "overdrafts",
         "P3",
-        "No organization owes more than its credit limit, but for late calls, corrections and credit taken back.",
+        "No organization owes more than its credit limit, but for late calls, corrections, credit taken back and tax.",
         "organizations",
         # The reasons are looked for where one is needed: to sum all late calls would take longer than all else.
         f"""
@@ -155,7 +141,7 @@ _OVERDRAFT: Final = (
 )
 
 _WRITE_AHEAD: Final = (
-    _sliced(
+    sliced(
         "moments",
         "P4",
         "Every call got its id when it was admitted, and ended after that; the books show no more of this promise.",
@@ -177,7 +163,7 @@ _WRITE_AHEAD: Final = (
 )
 
 _CONSERVATION: Final = (
-    _whole(
+    whole(
         "conservation",
         "P5",
         "Every organization's balance is the credit it was given, less what was taken back, less its charges.",
@@ -203,7 +189,7 @@ _CONSERVATION: Final = (
           left join given on given.organization_id = kept.organization_id
         """,
     ),
-    _whole(
+    whole(
         "account_balances",
         "P5",
         "Every account's debits and credits are the sums of its transfers.",
@@ -225,7 +211,7 @@ _CONSERVATION: Final = (
           left join moved on moved.account_id = account.id
         """,
     ),
-    _sliced(
+    sliced(
         "transfers",
         "P5",
         "No transfer changes the currency, and none leaves the accounts of its posting's organization and the seller.",
@@ -246,17 +232,20 @@ _CONSERVATION: Final = (
           where transfer.posting_id between :low and :high and posting.id between :low and :high
         """,
     ),
-    _sliced(
+    sliced(
         "charges_posted",
         "P5",
-        "The charges of every posting sum to what its transfers brought to the seller's revenue.",
+        "The charges of every posting sum to what its transfers brought from the customer to the seller's revenue.",
         "postings",
         """
         with charged as (
           select posting_id, sum(amount) as amount from charge where posting_id between :low and :high group by 1
         ), moved as (
           select posting_id,
-              sum(case 'revenue' when credit.kind then amount when debit.kind then -amount else 0 end) as amount
+              sum(case
+                when credit.kind = 'revenue' and debit.organization_id is not null then amount
+                when debit.kind = 'revenue' and credit.organization_id is not null then -amount
+                else 0 end) as amount
             from transfer
             join posting on posting.id = transfer.posting_id and posting.kind = 'charge_batch'
             join account debit on debit.id = debit_account
@@ -268,7 +257,7 @@ _CONSERVATION: Final = (
           from charged full join moved using (posting_id)
         """,
     ),
-    _sliced(
+    sliced(
         "funding",
         "P5",
         "The sources that paid for a charge sum to its amount.",
@@ -282,7 +271,7 @@ _CONSERVATION: Final = (
           from charge where posting_id between :low and :high
         """,
     ),
-    _sliced(
+    sliced(
         "draws",
         "P5",
         "What the charges of a posting took from a grant or left unbilled, or gave back, is what the posting moved.",
@@ -315,7 +304,7 @@ _CONSERVATION: Final = (
           from funded full join drawn using (posting_id, source)
         """,
     ),
-    _whole(
+    whole(
         "grants",
         "P5",
         "What is left of every grant is its amount less what was drawn, and nothing is left of a voided one.",
@@ -329,7 +318,7 @@ _CONSERVATION: Final = (
           left join (select grant_id, sum(amount) as drawn from grant_draw group by 1) draws on draws.grant_id = id
         """,
     ),
-    _whole(
+    whole(
         "balances",
         "P5",
         "Every organization's balance is what is left of its grants less what it owes, by grants and by accounts.",
@@ -364,7 +353,7 @@ _CONSERVATION: Final = (
 )
 
 _USAGE: Final = (
-    _whole(
+    whole(
         "usage",
         "P7",
         "The sums by hour and by day, which usage, costs and invoices are made of, are those of the charges.",

@@ -1,12 +1,12 @@
 """P6: every charge priced again, from its tokens and the price versions that were pinned with its hold.
 
 The rates are put together by the catalog, as for a call; few sets of versions price very many charges. The
-multiplication and the rounding are those of `billing.pricing.price` in SQL, in exact numbers.
+multiplication and the rounding are those of `billing.store.repricing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -18,10 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.booking import added_tokens, correction_id
 from billing.pricing import price
 from billing.store.engine import encode_json
+from billing.store.price_books import book_parents
 from billing.store.prices import price_version_of
+from billing.store.repricing import MILLI_UNITS, ONCE, RATE_COLUMNS, UNITS, rate_json
 from billing.verify.report import Claim, Finding, Tally
 from billing.verify.snapshot import Slice, Snapshot
-from models.catalog import Catalog, PriceVersion, Rates
+from models.catalog import PriceVersion, Rates, line_of, rates_of
 from models.tables import charge, price_version
 from models.usage import TokenUsage
 
@@ -40,19 +42,6 @@ CORRECTIONS: Final = Claim(
 
 _ALWAYS: Final = datetime.min.replace(tzinfo=UTC)
 _ROWS_AT_ONCE: Final = 2_000
-
-MILLI_UNITS: Final = """
-    (input_tokens - cached_tokens - cache_write_tokens) * input + cached_tokens * cached_input
-      + cache_write_tokens * cache_write + (output_tokens - reasoning_tokens) * output
-      + reasoning_tokens * reasoning + request
-"""
-"""The exact price of the tokens of a charge at `numeric` rates."""
-
-UNITS: Final = """
-    div(milli, 1000) + case
-      when mod(milli, 1000) > 500 or mod(milli, 1000) = 500 and mod(div(milli, 1000), 2) = 1 then 1 else 0 end
-"""
-"""`milli` rounded half-even, as `billing.rounding` rounds."""
 
 _TERMS: Final = """
     select distinct price_version_ids, model, currency
@@ -75,14 +64,14 @@ _PRICED: Final = f"""
         term.input is null or is_untimely or is_impossible or amount <> least({UNITS}, hold) as wrong
       from charge
       left join jsonb_to_recordset(cast(:terms as jsonb)) as term (
-        price_version_ids uuid[], model text, currency text, since timestamptz, until timestamptz, input numeric,
-        cached_input numeric, cache_write numeric, output numeric, reasoning numeric, request numeric
+        price_version_ids uuid[], model text, currency text, since timestamptz, until timestamptz, {RATE_COLUMNS}
       ) using (price_version_ids, model, currency)
       cross join lateral (
         select {MILLI_UNITS} as milli,
             created_at < since or created_at > until + {_LATEST_NEWS} as is_untimely,
             least(input_tokens - cached_tokens - cache_write_tokens, cached_tokens, cache_write_tokens,
               output_tokens - reasoning_tokens, reasoning_tokens) < 0 as is_impossible
+          {ONCE}
       ) priced
       where corrects is null and posting_id between :low and :high
 """  # noqa: S608 - made of constants
@@ -100,7 +89,8 @@ class Terms:
 class PriceBook:
     """Terms by the price versions that a charge names."""
 
-    def __init__(self, versions: Sequence[PriceVersion]) -> None:
+    def __init__(self, versions: Sequence[PriceVersion], parents: Mapping[str, str | None]) -> None:
+        self._parents = parents
         self._versions = {version.id: version for version in versions}
         self._terms: dict[tuple[str, str, tuple[UUID, ...]], Terms | None] = {}
 
@@ -117,23 +107,26 @@ class PriceBook:
             len(versions) == len(version_ids)
             and len({version.meter for version in versions}) == len(versions)
             and {(version.model, version.currency) for version in versions} == {(model, currency)}
-            and len({version.book for version in versions}) == 1
+            and self._is_one_line({version.book for version in versions})
         )
         if not is_one_set:
             return None
-        # The catalog knows what stands in for a meter without a price; when they were in force is compared apart.
-        always = tuple(replace(version, effective_from=_ALWAYS, effective_to=None) for version in versions)
-        rates = Catalog(prices={("", currency, model): always}).rates("", currency, model, _ALWAYS)
+        rates = rates_of({version.meter: version for version in versions})
         ends = [version.effective_to for version in versions if version.effective_to is not None]
         since = max(version.effective_from for version in versions)
         return None if rates is None else Terms(rates, since, min(ends, default=None))
+
+    def _is_one_line(self, books: Set[str]) -> bool:
+        """Whether one of the books inherits from all the others."""
+        return any(books <= set(line_of(book, self._parents)) for book in books)
 
 
 async def price_book(connection: AsyncConnection) -> PriceBook:
     """All price versions."""
     rows = await connection.execute(select(price_version))
     versions = [price_version_of(row) for row in rows]
-    return PriceBook([replace(version, effective_from=version.effective_from or _ALWAYS) for version in versions])
+    always = [replace(version, effective_from=version.effective_from or _ALWAYS) for version in versions]
+    return PriceBook(always, await book_parents(connection))
 
 
 async def reprice(book: PriceBook, snapshot: Snapshot, part: Slice, tally: Tally) -> None:
@@ -145,9 +138,8 @@ async def reprice(book: PriceBook, snapshot: Snapshot, part: Slice, tally: Tally
 
 def _term_json(key: tuple[str, str, tuple[UUID, ...]], terms: Terms) -> dict[str, Any]:
     model, currency, version_ids = key
-    rates = asdict(terms.rates)
     return {
-        **{name: rate for name, rate in rates.items() if name != "version_ids"},
+        **rate_json(terms.rates),
         "price_version_ids": version_ids,
         "model": model,
         "currency": currency,

@@ -66,12 +66,22 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class ChainHead:
+    """The last seal: whoever has noted it elsewhere can tell that no posting up to it was changed since."""
+
+    seq: int
+    posting_id: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """All checks of one run, in the order of the promises, and how many charges there were."""
+    """All checks of one run, in the order of the promises, how many charges there were, and the head of the chain."""
 
     checks: tuple[Check, ...]
     charges: int
     milliseconds: int
+    head: ChainHead | None = None
 
     @property
     def ok(self) -> bool:
@@ -85,6 +95,7 @@ class Report:
             "ok": self.ok,
             "charges": self.charges,
             "milliseconds": self.milliseconds,
+            "chain_head": None if self.head is None else asdict(self.head),
             "checks": [_check_json(check) for check in self.checks],
         }
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.hot.store import HotStore
-from billing.verify.book import QUESTIONS
+from billing.store.seals import head
+from billing.verify import book, invoices, periods, shares
 from billing.verify.hot_store import CLAIMS, HotStoreCheck
 from billing.verify.prices import CORRECTIONS, PRICES, check_corrections, price_book, reprice
-from billing.verify.report import Report, Tally, Tell
+from billing.verify.report import ChainHead, Report, Tally, Tell
 from billing.verify.snapshot import Snapshot, snapshot
+
+QUESTIONS: Final = (*book.QUESTIONS, *shares.QUESTIONS, *invoices.QUESTIONS, *periods.QUESTIONS)
 
 
 def _nobody(check: str, done: int, steps: int) -> None:
@@ -28,11 +32,13 @@ async def verify(engine: AsyncEngine, hot: HotStore | None, tell: Tell = _nobody
     began = time.perf_counter()
     async with snapshot(engine) as seen:
         tallies = await _ask_book(seen, _Steps(tell))
+        last = await head(seen.connection)
     if hot is not None:
         tallies += await _compare_redis(HotStoreCheck(engine, hot), _Steps(tell))
     # Sorting is stable: within a promise the checks stay in the order in which they were made.
     checks = sorted((tally.check() for tally in tallies), key=lambda check: check.claim.promise)
-    return Report(tuple(checks), seen.charges, round((time.perf_counter() - began) * 1_000))
+    chain = None if last is None else ChainHead(last.seq, last.posting_id, last.digest.hex())
+    return Report(tuple(checks), seen.charges, round((time.perf_counter() - began) * 1_000), chain)
 
 
 async def _ask_book(seen: Snapshot, steps: _Steps) -> list[Tally]:
@@ -41,18 +47,18 @@ async def _ask_book(seen: Snapshot, steps: _Steps) -> list[Tally]:
     sliced = [question for question in QUESTIONS if question.sliced]
     whole = [question for question in QUESTIONS if not question.sliced]
     steps.count = len(seen.slices) * (len(sliced) + 1) + len(whole) + 1
-    book = await price_book(seen.connection)
+    prices = await price_book(seen.connection)
     for part in seen.slices:
         for question in sliced:
             with steps.of(tallies[question.claim.name]) as tally:
                 await seen.ask(tally, question.query, part)
         with steps.of(tallies[PRICES.name]) as tally:
-            await reprice(book, seen, part, tally)
+            await reprice(prices, seen, part, tally)
     for question in whole:
         with steps.of(tallies[question.claim.name]) as tally:
             await seen.ask(tally, question.query)
     with steps.of(tallies[CORRECTIONS.name]) as tally:
-        await check_corrections(book, seen, tally)
+        await check_corrections(prices, seen, tally)
     return list(tallies.values())
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from billing import exports as files
 from billing.hot.entries import decode_charge
 from billing.store.charges import BookedCharge, ChargeFilter, corrections_of, find_charge, list_charges
-from billing.store.grant_list import list_grants
+from billing.store.grant_list import list_draws, list_grants
 from billing.store.organizations import find_organization
 from billing.store.pages import AnyRow, Page
 from gateway.api import exports
@@ -72,6 +72,23 @@ async def read_credit_grants(
     async with parts.engine.connect() as connection:
         rows, more = await list_grants(connection, reader.organization_id, Page(after, limit, newest_first=True))
     return _list((_grant(row) for row in rows), more, "id")
+
+
+@router.get("/v1/billing/credit_grants/{grant_id}/draws")
+async def read_draws(
+    grant_id: UUID,
+    reader: Reader,
+    parts: PartsHere,
+    after: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+    limit: Limit = 20,
+) -> dict[str, Any]:
+    """What was taken from a grant, oldest first: a row for each posting, below zero where it gave back."""
+    async with parts.engine.connect() as connection:
+        found = await list_draws(connection, reader.organization_id, grant_id, Page(after, limit))
+    if found is None:
+        raise NotFound("There is no such credit grant.")
+    rows, more = found
+    return _list((_draw(row) for row in rows), more, "id")
 
 
 # Charges and receipts ------------------------------------------------------------------------------------------------
@@ -250,8 +267,21 @@ def _grant(row: AnyRow) -> dict[str, Any]:
         "priority": row.priority,
         "effective_at": _moment(row.effective_at),
         "expires_at": _moment(row.expires_at),
+        "rollover_max": money(int(row.rollover_max), row.currency),
+        "rolled_from": None if row.rolled_from is None else str(row.rolled_from),
         "scope": row.scope,
         "voided_at": _moment(row.voided_at),
+    }
+
+
+def _draw(row: AnyRow) -> dict[str, Any]:
+    return {
+        "object": "credit_grant_draw",
+        "id": str(row.id),
+        "kind": row.kind,
+        "effective_at": _moment(row.effective_at),
+        "booked_at": _moment(row.booked_at),
+        "amount": money(int(row.amount), row.currency),
     }
 
 

@@ -29,6 +29,7 @@ from models.errors import (
     NotFound,
     NotPermitted,
     RateLimited,
+    SpendLimitReached,
     TollgateError,
     Unavailable,
 )
@@ -53,6 +54,7 @@ TABLE: Final[dict[type[TollgateError], Shape]] = {
     NotFound: Shape(404, "not_found", "not_found"),
     Conflict: Shape(409, "conflict", "conflict"),
     InsufficientBalance: Shape(402, "insufficient_balance", "insufficient_balance"),
+    SpendLimitReached: Shape(402, "insufficient_quota", "spend_limit_reached"),
     RateLimited: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
     Unavailable: Shape(503, "api_error", "unavailable"),
     BackendFailed: Shape(502, "api_error", "backend_failed"),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from models.call import HoldRefusal, HoldRequest, RefusedHold
-from models.errors import InsufficientBalance, InvalidRequest, RateLimited, TollgateError, Unavailable
+from models.errors import (
+    InsufficientBalance,
+    InvalidRequest,
+    RateLimited,
+    SpendLimitReached,
+    TollgateError,
+    Unavailable,
+)
 from models.money import amount_text
 
 _encode = msgspec.json.Encoder().encode
@@ -39,6 +46,16 @@ def refusal(refused: RefusedHold, request: HoldRequest) -> TollgateError:
                 "Try again when one has ended.",
                 1_000,
             )
+        case HoldRefusal.SPEND:
+            owner, _, month = refused.scope.rpartition(":")
+            return SpendLimitReached(
+                f"This call can cost up to {amount_text(request.amount, currency)} {currency} and "
+                f"{amount_text(refused.available, currency)} {currency} is left of what the "
+                f"{owner.partition(':')[0]} may spend in {month}. "
+                "Ask for fewer tokens with max_tokens, or have the spend limit raised."
+            )
+        case HoldRefusal.LIMIT_UNKNOWN:
+            return Unavailable("What was spent this month is being counted. Nothing was charged; try again.")
         case HoldRefusal.UNKNOWN_ORGANIZATION | HoldRefusal.NO_EPOCH:
             return Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
 

@@ -123,6 +123,11 @@ def _print(report: Report) -> None:
             _print_wrong(console, check)
     if not report.ok:
         console.print("Amounts are ledger units: 10⁻⁹ USD or EUR, 10⁻⁶ KRW or JPY.", style="dim")
+    if report.head is not None:
+        console.print(
+            f"The chain of seals has {report.head.seq:,} postings, to {report.head.posting_id}: {report.head.digest}",
+            soft_wrap=True,
+        )
     verdict = "Every promise holds" if report.ok else "A promise does not hold"
     console.print(f"{verdict}, on {report.charges:,} charges, in {report.milliseconds / 1_000:,.1f} s.")
 

@@ -1,10 +1,10 @@
-"""The commands of operators, which speak to a running gateway: `org project key model backend price`."""
+"""The commands of operators, which speak to a running gateway: who buys, what is sold, and what is billed and paid."""
 
 from __future__ import annotations
 
 import typer
 
-from gateway.cli import sales, tenants
+from gateway.cli import invoices, payments, prices, sales, taxes, tenants
 
 
 def register(app: typer.Typer) -> None:
@@ -14,4 +14,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(tenants.key, name="key")
     app.add_typer(sales.model, name="model")
     app.add_typer(sales.backend, name="backend")
-    app.add_typer(sales.price, name="price")
+    app.add_typer(prices.price, name="price")
+    app.add_typer(invoices.invoice, name="invoice")
+    app.add_typer(payments.payment, name="payment")
+    app.add_typer(taxes.seller, name="seller")
+    app.add_typer(taxes.tax, name="tax")

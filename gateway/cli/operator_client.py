@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, NoReturn, TypeAlias
 from uuid import uuid4
 
 import httpx
@@ -50,6 +50,20 @@ class OperatorClient:
         given = {name: value for name, value in (body or {}).items() if value is not None}
         return self._answered("POST", path, json=given or None, headers={"idempotency-key": str(uuid4())})
 
+    def file(self, path: str, **query: str | None) -> bytes:
+        """The content that a GET answers, as it came."""
+        given = {name: value for name, value in query.items() if value is not None}
+        response = self._sent("GET", path, params=given)
+        if not response.is_success:
+            self._refused(response)
+        return response.content
+
+    def send(self, path: str, content: bytes, media_type: str, **query: str | None) -> Answer:
+        """The answer of a POST of a file; it carries an Idempotency-Key, as `post` does."""
+        given = {name: value for name, value in query.items() if value is not None}
+        headers = {"content-type": media_type, "idempotency-key": str(uuid4())}
+        return self._answered("POST", path, params=given, content=content, headers=headers)
+
     def all_of(self, path: str, **query: str | None) -> list[Answer]:
         """Every object of a list, page by page."""
         objects: list[Answer] = []
@@ -72,12 +86,19 @@ class OperatorClient:
 
     def _answered(self, method: str, path: str, **request: Any) -> Answer:
         response = self._sent(method, path, **request)
+        if not response.is_success:
+            self._refused(response)
+        return self._json(response)
+
+    def _json(self, response: httpx.Response) -> Answer:
         try:
             answer: Answer = response.json()
         except ValueError:
             end(f"What answers at {self.http.base_url} is no Tollgate. Check --url.", FAILED)
-        if response.is_success:
-            return answer
+        return answer
+
+    def _refused(self, response: httpx.Response) -> NoReturn:
+        answer = self._json(response)
         try:
             message, param = answer["error"]["message"], answer["error"]["param"]
         except (KeyError, TypeError):
@@ -131,6 +152,8 @@ def _entry(value: Any) -> str:
     match value:
         case {"backend": backend, "backend_model": name, "weight": weight}:
             return f"{backend}={name}" + (f" ×{weight}" if weight != 1 else "")
+        case {"up_to": end, "price_per_million": per_million, "price_each": each}:
+            return f"{'more' if end is None else end}={per_million or each}"
         case _:
             return str(value)
 

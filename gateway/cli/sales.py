@@ -1,4 +1,4 @@
-"""The commands `backend`, `model` and `price`: what is sold, where it runs, and for how much."""
+"""The commands `backend` and `model`: what is sold, and where it runs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from urllib.parse import quote
 
 import typer
 
-from gateway.cli.addresses import DATA_DIRECTORY, USAGE, end
+from gateway.cli.addresses import DATA_DIRECTORY
 from gateway.cli.operator_client import AsJson, DataDirectory, Key, Url, operator_client
-from gateway.cli.tenants import CurrencyCode, instant
-from models.catalog import BackendKind, Meter
+from models.catalog import BackendKind
 from models.usage import BilledCount
 
 model = typer.Typer(help="Models: what is sold.", no_args_is_help=True)
 backend = typer.Typer(help="Backends: the model servers that calls are sent to.", no_args_is_help=True)
-price = typer.Typer(help="Prices: published and succeeded, never edited.", no_args_is_help=True)
 
 _BACKEND = ("name", "kind", "url", "max_in_flight", "has_credential", "disabled_at")
 _MODEL = ("id", "deployments", "context_length", "tokenizer", "billed_count", "disabled_at")
-_PRICE = ("model", "meter", "price_per_million", "currency", "book", "effective_from", "effective_to")
 
 BackendName = Annotated[str, typer.Argument(help="Name of the backend.")]
 ModelName = Annotated[str, typer.Argument(help="Id of the model, as callers write it.")]
-PerMillion = Annotated[str | None, typer.Option(help="Decimal price per million.")]
 
 
 @backend.command("add")
@@ -129,59 +125,3 @@ def remove_model(
     """
     with operator_client(data_dir, url, operator_key, as_json) as client:
         client.show(client.post(f"/models/{quote(name)}", {"disabled": True}), _MODEL)
-
-
-@price.command("set")
-def set_price(
-    model: ModelName,
-    input: PerMillion = None,
-    output: PerMillion = None,
-    cached_input: PerMillion = None,
-    cache_write: PerMillion = None,
-    reasoning: PerMillion = None,
-    request: PerMillion = None,
-    currency: Annotated[CurrencyCode, typer.Option(help="Currency of the prices.")] = CurrencyCode.USD,
-    book: Annotated[str, typer.Option(help="Price book.")] = "default",
-    start: Annotated[str | None, typer.Option("--from", help="Instant from which they are in force; else now.")] = None,
-    url: Url = None,
-    operator_key: Key = None,
-    data_dir: DataDirectory = DATA_DIRECTORY,
-    as_json: AsJson = False,
-) -> None:
-    """Publish prices of a model, per million tokens (or requests). What was in force ends where they begin.
-
-    Example: `tollgate price set llama-3 --input 0.15 --cached-input 0.075 --output 0.60`
-    """
-    given = {
-        Meter.INPUT: input,
-        Meter.OUTPUT: output,
-        Meter.CACHED_INPUT: cached_input,
-        Meter.CACHE_WRITE: cache_write,
-        Meter.REASONING: reasoning,
-        Meter.REQUEST: request,
-    }
-    prices = {meter: text for meter, text in given.items() if text is not None}
-    if not prices:
-        end("Give at least one price, such as --input 0.15 --output 0.60.", USAGE)
-    common = {"model": model, "currency": currency.value, "book": book, "effective_from": instant(start)}
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        bodies = [common | {"meter": meter.value, "price_per_million": text} for meter, text in prices.items()]
-        client.show([client.post("/prices", body) for body in bodies], _PRICE)
-
-
-@price.command("list")
-def list_prices(
-    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
-    book: Annotated[str | None, typer.Option(help="Only of this price book.")] = None,
-    at: Annotated[str | None, typer.Option(help="Only those in force at this instant.")] = None,
-    url: Url = None,
-    operator_key: Key = None,
-    data_dir: DataDirectory = DATA_DIRECTORY,
-    as_json: AsJson = False,
-) -> None:
-    """List prices, past and future ones included.
-
-    Example: `tollgate price list --model llama-3 --at 2027-01-01`
-    """
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.all_of("/prices", model=model, book=book, at=instant(at)), _PRICE)

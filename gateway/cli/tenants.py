@@ -20,8 +20,17 @@ key = typer.Typer(help="API keys of a project.", no_args_is_help=True)
 OrganizationId = Annotated[str, typer.Argument(help="Id of the organization.")]
 ProjectId = Annotated[str, typer.Argument(help="Id of the project.")]
 Limit = Annotated[int | None, typer.Option(min=0)]
+Address = Annotated[str | None, typer.Option(help="Address on its invoices, in one line.")]
+Email = Annotated[str | None, typer.Option(help="Where its invoices go.")]
+Language = Annotated[str | None, typer.Option(help="Of its invoices: en or ko.")]
+TermsDays = Annotated[int | None, typer.Option(help="Days after the issue in which it pays.", min=0, max=365)]
+PurchaseOrder = Annotated[str | None, typer.Option(help="Its order number, for its invoices.")]
+TaxTreatment = Annotated[
+    str | None, typer.Option(help="standard, exempt, reverse_charge or zero_rated; else by its country.")
+]
 
 _ORGANIZATION = ("id", "name", "currency", "billing_mode", "credit_limit", "price_book", "limits", "closed_at")
+_BILLED = ("legal_name", "country", "tax_id", "address", "email", "language", "payment_terms_days", "purchase_order")
 _PROJECT = ("id", "name", "limits", "created_at", "archived_at")
 _KEY = ("id", "name", "redacted_value", "models", "limits", "created_at", "expires_at", "revoked_at")
 _GRANT = ("id", "kind", "amount", "remaining", "priority", "expires_at")
@@ -48,6 +57,12 @@ def create_organization(
     tax_id: Annotated[str | None, typer.Option(help="Its tax or VAT number.")] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of its months.")] = "UTC",
     price_book: Annotated[str, typer.Option(help="The prices it pays.")] = "default",
+    address: Address = None,
+    email: Email = None,
+    language: Language = None,
+    payment_terms_days: TermsDays = None,
+    purchase_order: PurchaseOrder = None,
+    tax_treatment: TaxTreatment = None,
     url: Url = None,
     operator_key: Key = None,
     data_dir: DataDirectory = DATA_DIRECTORY,
@@ -59,7 +74,8 @@ def create_organization(
     """
     body: dict[str, Any] = {"name": name, "currency": currency.value, "billing_mode": billing_mode.value}
     body |= {"legal_name": legal_name, "country": country, "tax_id": tax_id, "timezone": timezone}
-    body |= {"price_book": price_book}
+    body |= {"price_book": price_book, "address": address, "email": email, "language": language}
+    body |= {"payment_terms_days": payment_terms_days, "purchase_order": purchase_order, "tax_treatment": tax_treatment}
     if credit_limit is not None:
         body["credit_limit"] = {"amount": credit_limit, "currency": currency.value}
     with operator_client(data_dir, url, operator_key, as_json) as client:
@@ -94,6 +110,35 @@ def show_organization(
         client.show(client.get(f"/organizations/{organization}"), _ORGANIZATION)
 
 
+@org.command("update")
+def update_organization(
+    organization: OrganizationId,
+    name: Annotated[str | None, typer.Option(help="Name of the organization.")] = None,
+    legal_name: Annotated[str | None, typer.Option(help="Name on its invoices.")] = None,
+    country: Annotated[str | None, typer.Option(help="ISO code, such as DE.")] = None,
+    tax_id: Annotated[str | None, typer.Option(help="Its tax or VAT number.")] = None,
+    address: Address = None,
+    email: Email = None,
+    language: Language = None,
+    payment_terms_days: TermsDays = None,
+    purchase_order: PurchaseOrder = None,
+    tax_treatment: TaxTreatment = None,
+    url: Url = None,
+    operator_key: Key = None,
+    data_dir: DataDirectory = DATA_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Change what invoices say of an organization, from the next one on; what is left out stays.
+
+    Example: `tollgate org update 01a20916-… --tax-id DE123456789 --payment-terms-days 14`
+    """
+    body: dict[str, Any] = {"name": name, "legal_name": legal_name, "country": country, "tax_id": tax_id}
+    body |= {"address": address, "email": email, "language": language, "purchase_order": purchase_order}
+    body |= {"payment_terms_days": payment_terms_days, "tax_treatment": tax_treatment}
+    with operator_client(data_dir, url, operator_key, as_json) as client:
+        client.show(client.post(f"/organizations/{organization}", body), (*_ORGANIZATION, *_BILLED))
+
+
 @org.command("grant")
 def grant_credit(
     organization: OrganizationId,
@@ -101,6 +146,7 @@ def grant_credit(
     kind: Annotated[GrantKind, typer.Option(help="Bought, given, committed to, or given back.")] = GrantKind.PAID,
     priority: Annotated[int, typer.Option(help="Lower ones are spent first.", min=0, max=1_000)] = 50,
     expires_at: Annotated[str | None, typer.Option(help="Instant of expiry, such as 2027-01-01.")] = None,
+    rollover_max: Annotated[str | None, typer.Option(help="How much of its rest goes into a next one.")] = None,
     url: Url = None,
     operator_key: Key = None,
     data_dir: DataDirectory = DATA_DIRECTORY,
@@ -112,8 +158,12 @@ def grant_credit(
     """
     with operator_client(data_dir, url, operator_key, as_json) as client:
         path = f"/organizations/{organization}"
-        money = {"amount": amount, "currency": client.get(path)["currency"]}
-        body = {"amount": money, "kind": kind.value, "priority": priority, "expires_at": instant(expires_at)}
+        currency = client.get(path)["currency"]
+        money = {"amount": amount, "currency": currency}
+        body: dict[str, Any] = {"amount": money, "kind": kind.value, "priority": priority}
+        body |= {"expires_at": instant(expires_at)}
+        if rollover_max is not None:
+            body["rollover_max"] = {"amount": rollover_max, "currency": currency}
         client.show(client.post(f"{path}/credit_grants", body), _GRANT)
 
 

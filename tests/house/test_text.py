@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("models", "billing", "gateway", "migrations", "tests", "benchmarks")
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 MONEY = [path for room in ("models", "billing") for path in sorted((ROOT / room).rglob("*.py"))]
-ARITHMETIC = ("models/money.py", "billing/pricing.py", "billing/rounding.py", "billing/booking.py")
+ARITHMETIC = (
+    *("models/money.py", "billing/pricing.py", "billing/schemes.py", "billing/rounding.py", "billing/booking.py"),
+    *("billing/invoicing.py", "billing/tax.py"),
+)
 SECONDS = ("_seconds", "timeout", "seconds")
 """Endings of names that measure time, which may be a float: time is not money."""
 

@@ -183,6 +183,55 @@ async def test_a_price_is_closed_and_never_edited(app: AsyncEngine, owner: Async
         await _run(owner, "delete from price_version")
 
 
+_STEPPED = (
+    "insert into price_version (id, book, model_id, meter, currency, price, effective, created_by, {})"
+    f" values ('{_A}', 'default', 'tiny', '{{}}', 'USD', 5, '[2026-01-01,)', 'test', {{}})"
+)
+
+
+@pytest.mark.parametrize(
+    ("columns", "meter", "values", "name"),
+    [
+        pytest.param("scheme", "input", "'volume'", "price_version_tiers_check", id="no tiers"),
+        pytest.param("tiers", "input", "'[]'", "price_version_tiers_check", id="tiers of a unit price"),
+        pytest.param("scheme", "input", "'package'", "price_version_package_size_check", id="no size"),
+        pytest.param(
+            "scheme, package_size", "input", "'package', 0", "price_version_package_size_check", id="an empty package"
+        ),
+        pytest.param("tiers_over", "input", "'month'", "price_version_month_of_tiers_check", id="a month of units"),
+        pytest.param(
+            "scheme, package_size",
+            "minimum",
+            "'package', 1",
+            "price_version_one_minimum_check",
+            id="a minimum in steps",
+        ),
+    ],
+)
+async def test_a_price_does_not_contradict_itself(
+    owner: AsyncEngine, columns: str, meter: str, values: str, name: str
+) -> None:
+    await _run(owner, *_ROWS)
+    with pytest.raises(DBAPIError, match=name):
+        await _run(owner, _STEPPED.format(columns, meter, values))
+
+
+async def test_a_book_keeps_its_parent_and_an_allowance_its_amount(app: AsyncEngine, owner: AsyncEngine) -> None:
+    await _run(app, "insert into price_book (id, parent, created_by) values ('partners', 'default', 'test')")
+    for change in ("update price_book set parent = null", "delete from price_book", "truncate price_book cascade"):
+        with pytest.raises(DBAPIError, match=r"price_book is append-only|allowance is append-only"):
+            await _run(owner, change)
+    await _run(
+        app,
+        f"insert into allowance (id, book, currency, amount, created_by) values ('{_A}', 'partners', 'USD', 5, 'test')",
+        "update allowance set ended_at = now()",
+    )
+    with pytest.raises(DBAPIError, match="permission denied"):
+        await _run(app, "update allowance set amount = 6")
+    with pytest.raises(DBAPIError, match="append-only"):
+        await _run(owner, "delete from allowance")
+
+
 async def test_every_change_of_the_catalog_raises_its_revision(app: AsyncEngine) -> None:
     async def revision() -> int:
         async with app.connect() as connection:
@@ -195,12 +244,13 @@ async def test_every_change_of_the_catalog_raises_its_revision(app: AsyncEngine)
         f"insert into deployment (id, model_id, backend_id, backend_model) values ('{_A}', 'tiny', '{_A}', 'x')",
         _PRICE.format(_A, "[2026-01-01,)"),
         "update price_version set effective = '[2026-01-01,2026-02-01)'",
+        "insert into price_book (id, parent, created_by) values ('partners', 'default', 'test')",
         "update backend set disabled_at = now()",
         "update deployment set weight = 2",
     ):
         await _run(app, statement)
         seen.append(await revision())
-    assert seen == list(range(seen[0], seen[0] + 8))
+    assert seen == list(range(seen[0], seen[0] + 9))
 
 
 async def test_partitions_begin_where_the_ids_of_a_month_begin(app: AsyncEngine, owner: AsyncEngine) -> None:
@@ -249,6 +299,12 @@ async def test_the_programs_role_has_no_power(app: AsyncEngine, owner: AsyncEngi
         "update credit_grant set amount = 1",
         "delete from organization",
         "update posting set kind = 'x'",
+        "update accounting_period set closed_by = 'x'",
+        "update posting_seal set seq = 1",
+        "update share set amount = 1",
+        "update cost set amount = 1",
+        "update revenue_share set ppm = 1",
+        "delete from model_cost",
         "alter table charge disable trigger all",
         "set session_replication_role = replica",
     ):

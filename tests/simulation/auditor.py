@@ -30,6 +30,9 @@ JOURNAL_PATIENCE_US: Final = 1_000_000
 SETTLE_PATIENCE_US: Final = 2_000_000
 """How long a client waits for its last byte where the journal takes no charge, and then where Redis takes none."""
 
+NOTED_EVERY_US: Final = 250_001
+"""A quarter of a second, and what simulated time is rounded by."""
+
 _KEPT_EVENTS: Final = 4_000
 
 
@@ -80,6 +83,20 @@ class Story:
     redis_forgot: bool = False
     """Redis lost something while the call was open or not booked."""
     disk_lost: bool = False
+    has_notes: bool = False
+    """Its gateway could make the file in which it notes its calls."""
+    noted: int | None = None
+    """The price at its last note in that file; None without one of an accepted call."""
+    noted_us: int = 0
+    notes_lost: bool = False
+    """The memory or the disk of its machine was lost."""
+    end_lost: bool = False
+    """Redis lost something after it had been told its end."""
+
+    @property
+    def is_left_noted(self) -> bool:
+        """Whether the next process on its machine finds a note of it, and of no charge of its."""
+        return self.is_orphan and self.noted is not None and not self.notes_lost
 
     @property
     def is_accepted(self) -> bool:
@@ -92,9 +109,13 @@ class Story:
         if self.amount is not None:
             if self.is_journaled and not self.disk_lost:
                 return {self.amount}
-            # Without its journal nobody knows better than a sweeper that was first.
-            return {self.amount} | self.ever_kept
-        return self.ever_kept
+            # Without its journal nobody knows better than a sweeper that was first, or the last note.
+            return {self.amount} | self._ever_known
+        return self._ever_known
+
+    @property
+    def _ever_known(self) -> set[int]:
+        return self.ever_kept | {self.noted} if self.is_orphan and self.noted is not None else self.ever_kept
 
     @property
     def may_be_free(self) -> bool:
@@ -102,7 +123,11 @@ class Story:
         if self.amount is not None:
             if self.is_journaled and not self.disk_lost:
                 return False
+            if self.is_left_noted and not self.is_in_redis:
+                return self.end_lost
             return self.redis_forgot or (self.is_orphan and not self.is_in_redis and self.kept is None)
+        if self.is_left_noted and not self.is_released:
+            return self.end_lost
         return self.is_released or self.kept is None or not self.is_orphan or self.redis_forgot
 
     def so_far(self) -> int:
@@ -155,6 +180,7 @@ class Auditor:
         self._settled: set[str] = set()
         self._signs: dict[tuple[str, str], int] = {}
         self._has_forgotten = False
+        self._gone: set[str] = set()
         self._silent: dict[tuple[str, str], int] = {}
 
     def broken(self, sentence: str, story: Story | None = None) -> Violation:
@@ -253,6 +279,12 @@ class Auditor:
         story.is_released = True
         self.endings["void"] += 1
 
+    def notes(self, story: Story, *, is_accepted: bool) -> None:
+        """How far it has come is noted beside the journal, where it outlives its process."""
+        if is_accepted is not story.is_accepted:
+            raise self.broken(f"noted as accepted: {is_accepted}; in truth: {story.is_accepted}", story)
+        story.noted, story.noted_us = story.so_far() if is_accepted else None, self._now_us()
+
     def durable(self, story: Story, *, journal: bool = False, redis: bool = False) -> None:
         """Its charge was acknowledged by the journal's disk, or by Redis."""
         story.is_journaled |= journal
@@ -295,18 +327,33 @@ class Auditor:
             raise self.broken(f"there is no call {call}")
         return story
 
-    def orphaned(self, gateway: str) -> None:
+    def orphaned(self, gateway: str, *, was_frozen: bool) -> None:
         """A gateway is gone, by what end ever: what is not over now stays as it is."""
+        self._gone.add(gateway)
         for story in self.calls.values():
             if story.gateway == gateway and not (story.is_over and story.is_in_redis):
                 story.is_orphan = True
-                self.note(story, "its gateway is gone")
+                self.note(story, "its gateway is gone", story.noted)
+                is_open = story.is_accepted and story.amount is None and not story.is_released
+                if not (story.has_notes and is_open):
+                    continue
+                if story.noted is None:
+                    raise self.broken("a call is at a backend and not noted", story)
+                if not was_frozen and self._now_us() > story.noted_us + NOTED_EVERY_US:
+                    raise self.broken("a call is at a backend, and its last note is old", story)
+
+    def lost_memory(self, machine: str) -> None:
+        """A machine has died: what its gateways had noted of their calls is lost, and no more than that."""
+        for story in self.calls.values():
+            if story.machine == machine:
+                story.notes_lost = True
+                self.note(story, "the memory of its machine is lost")
 
     def lost_disk(self, machine: str) -> None:
         """A machine lost its disk: charges that were on it are in Redis or Postgres alone."""
         for story in self.calls.values():
             if story.machine == machine:
-                story.disk_lost = True
+                story.disk_lost = story.notes_lost = True
                 self.note(story, "the disk of its machine is lost")
 
     # Told by Redis ---------------------------------------------------------------------------------------------------
@@ -325,6 +372,9 @@ class Auditor:
                 stories = [story for value in values if isinstance(value, str) and (story := self.calls.get(value))]
                 points = [(story, story.so_far() if story.is_accepted else None) for story in stories]
                 return lambda _: self._checkpoint_ran(sign, points)
+            case "install":
+                owners = [UUID(str(key).rpartition(":")[2]) for key in keys[3::5]]
+                return lambda reply: self._install_ran(owners) if reply else None
             case _:
                 return None
 
@@ -376,7 +426,7 @@ class Auditor:
         # A sweep takes its time: the gateway may have come back since it was looked for.
         was_silent = now_us - self._silent.get(story.sign, never_us) < SWEEP_US
         # Whoever has taken over the journal of a dead process knows that it is dead, and need not wait.
-        if not (is_silent or was_silent or story.is_orphan):
+        if not (is_silent or was_silent or story.gateway in self._gone):
             raise self.broken("a sweeper ends a call whose gateway has just shown a sign of life", story)
 
     def _checkpoint_ran(self, sign: tuple[str, str], points: Sequence[tuple[Story, int | None]]) -> None:
@@ -389,6 +439,17 @@ class Auditor:
                 # A Redis that was put back has holds of which only it knows.
                 story.ever_kept.add(cost)
             self.note(story, "is kept by a checkpoint", cost)
+
+    def _install_ran(self, owners: Iterable[UUID]) -> None:
+        """Balances are made anew, where Redis had lost writes too, and what was held meanwhile is held no more."""
+        for owner in owners:
+            money = self.money[owner]
+            money.slack += sum(money.held.values())
+            for call in money.held:
+                story = self.calls[call]
+                story.redis_forgot, story.kept = True, None
+                self.note(story, "its hold is not carried over")
+            money.held.clear()
 
     def _alive(self, sign: tuple[str, str]) -> None:
         now_us = self._now_us()
@@ -407,8 +468,9 @@ class Auditor:
         for owner, money in self.money.items():
             money.slack += sum(money.held.values()) + lost.get(owner, 0)
             money.held.clear()
-        for story in self.calls.values():
+        for call, story in self.calls.items():
             story.redis_forgot = True
+            story.end_lost |= call in self._settled
             story.kept = None
 
     # Told by the operator --------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ A killed process leaves what it had written; of the write that was under way any
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -21,6 +23,7 @@ from billing.journal import journal as journals
 from billing.journal import writer
 from billing.journal.frames import Record
 from billing.journal.journal import Journal, open_journal
+from billing.journal.open_calls import SUFFIX, OpenCalls
 from billing.journal.writer import Outcome, Writer, _fill
 from models.ids import uuid7
 from tests.simulation.faults import Fault, Faults
@@ -61,6 +64,11 @@ class LoopWriter(Writer):
         self._records += records
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.delay(), self._write)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether bytes are on their way to the disk."""
+        return self._timer is not None
 
     def stop(self) -> None:
         """Write what waits and seal."""
@@ -111,7 +119,10 @@ class Disk:
     def journal(self, now: datetime) -> tuple[Journal, UUID]:
         """The journal of a new process, and the process's name."""
         instance_id = uuid7(now)
-        with patch.object(journals, "Writer", LoopWriter):
+        with ExitStack() as replaced:
+            replaced.enter_context(patch.object(journals, "Writer", LoopWriter))
+            if self.is_full:
+                replaced.enter_context(patch.object(OpenCalls, "create", _no_room))
             journal = open_journal(self._home, instance_id, segment_bytes=SEGMENT_BYTES)
         written = _writer(journal)
         written.delay = lambda: self._random.random() * self.slow_seconds
@@ -127,6 +138,20 @@ class Disk:
             written.is_full = is_full
             if not is_full:
                 written.trouble = None
+
+    def is_writing(self, journal: Journal) -> bool:
+        """Whether a write of this journal is under way."""
+        return _writer(journal).is_writing
+
+    def freeze_notes(self, journal: Journal) -> None:
+        """The process of this journal is killed: what it had noted of its calls stays as it is now."""
+        if journal.open_calls is not None:
+            journal.open_calls._memory.close()
+
+    def lose_notes(self) -> None:
+        """The machine dies: of what was only mapped nothing had come to the disk."""
+        for path in self._home.glob(f"*/*{SUFFIX}"):
+            path.unlink()
 
     def crash(self, journal: Journal) -> None:
         """The process of this journal is killed."""
@@ -147,6 +172,10 @@ class Disk:
         """All that was on it is gone."""
         shutil.rmtree(self._home)
         self._home.mkdir(parents=True)
+
+
+def _no_room(*_: object) -> Any:
+    raise OSError(errno.ENOSPC, "the disk is full")
 
 
 def _writer(journal: Journal) -> LoopWriter:

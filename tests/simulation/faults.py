@@ -25,6 +25,7 @@ class Fault(StrEnum):
     REDIS_OLDER = "Redis put back to an older state"
     POSTGRES_AWAY = "Postgres away"
     GATEWAY_KILLED = "gateway killed"
+    MEMORY_LOST = "gateway killed, its machine's memory lost"
     DISK_LOST = "gateway killed, its disk lost"
     WRITE_TORN = "last write of a journal torn"
     GATEWAY_FROZEN = "gateway frozen"
@@ -44,16 +45,19 @@ DISASTERS: Final[Mapping[Fault, float]] = {
     Fault.REDIS_OLDER: 30,
     Fault.POSTGRES_AWAY: 30,
     Fault.GATEWAY_KILLED: 15,
+    Fault.MEMORY_LOST: 30,
     Fault.DISK_LOST: 30,
     Fault.GATEWAY_FROZEN: 20,
     Fault.GATEWAY_DRAINED: 20,
     Fault.JOURNAL_FULL: 20,
     Fault.JOURNAL_SLOW: 20,
+    Fault.WORKER_KILLED: 15,
     Fault.WORKER_ASLEEP: 20,
 }
 """What befalls a whole part, and the mean of seconds between two of them where a run has it at all."""
 
 _RATES: Final = (0.0, 0.0, 0.002, 0.01, 0.05)
+_CALLS_A_SECOND: Final = (40, 80, 160)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,16 @@ class Weather:
     late: float = 0.0
     twice: float = 0.0
     worker_killed: float = 0.0
+    """Beside the kills among the disasters: of each step of a worker."""
     clients_gone: float = 0.0
     clients_slow: float = 0.0
     backends_bad: float = 0.0
+    calls_a_second: int = 40
 
     @classmethod
-    def drawn(cls, random: Random) -> Weather:
-        """The weather of one run."""
+    def drawn(cls, seed: int) -> Weather:
+        """The weather of one run. It has its chance to itself: no change of the program gives a seed another one."""
+        random = Random(f"weather {seed}")
         possible = list(DISASTERS)
         some = random.sample(possible, random.choice((0, 1, 1, 2, 2, 3, 4, len(possible))))
         return cls(
@@ -85,7 +92,12 @@ class Weather:
             clients_gone=random.choice((0.0, 0.05, 0.2)),
             clients_slow=random.choice((0.0, 0.002, 0.02)),
             backends_bad=random.choice((0.0, 0.1, 0.4)),
+            calls_a_second=random.choice(_CALLS_A_SECOND),
         )
+
+    def first_within(self, calls: int) -> float:
+        """Seconds within which each disaster befalls a run of so many calls for the first time: well before its end."""
+        return 0.7 * calls / self.calls_a_second
 
     @property
     def loses_redis(self) -> bool:

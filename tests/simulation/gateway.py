@@ -17,7 +17,7 @@ from billing.journal.frames import Record
 from billing.journal.journal import Journal
 from gateway.calls.capacity import Capacity, Place
 from gateway.calls.intake import able
-from gateway.calls.running import Running
+from gateway.calls.running import Running, RunningCall
 from gateway.catalog import CatalogCache
 from gateway.recovery import Recovery
 from gateway.settings import Settings
@@ -61,7 +61,7 @@ class Gateway:
         self.hot = WatchedHot(self, self._line, str(instance_id))
         engine = cast("Any", world.book)
         self.catalog = CatalogCache(engine, CATALOG_SECONDS, monotonic=asyncio.get_running_loop().time)
-        self.running = Running(
+        self.running = WatchedRunning(
             _SETTINGS,
             self.hot,
             SimulatedUpstreams(self),
@@ -168,6 +168,7 @@ class Gateway:
         )  # fmt: skip
         call.gateway, call.client, call.number = self, client, number
         call.story = world.auditor.began(request, hold, model, self.name, self.disk.name)
+        call.story.has_notes = self.journal.open_calls is not None
         self.calls[origin.call_id] = call
         call.begin()
         return True
@@ -186,12 +187,16 @@ class Gateway:
 
     # Its end ---------------------------------------------------------------------------------------------------------
 
-    async def kill(self, *, disk_lost: bool = False) -> None:
-        """End at once, wherever its calls are."""
+    async def kill(self, *, loses_memory: bool = False, disk_lost: bool = False) -> None:
+        """End at once, wherever its calls are; alone, or with the memory or the disk of its machine."""
         self.is_open = False
-        self.world.auditor.orphaned(self.name)
+        self.world.auditor.orphaned(self.name, was_frozen=self.frozen_seconds > 0)
+        self.disk.freeze_notes(self.journal)
         await self._cut()
         self.disk.crash(self.journal)
+        if loses_memory:
+            self.world.auditor.lost_memory(self.disk.name)
+            self.disk.lose_notes()
         if disk_lost:
             self.world.auditor.lost_disk(self.disk.name)
             self.disk.lose()
@@ -200,9 +205,9 @@ class Gateway:
         """End as after SIGTERM: no new calls, the running ones get some seconds, then what they have is charged."""
         self.is_open = False
         await self.running.drain(seconds)
-        self.world.auditor.orphaned(self.name)
-        await self._cut()
+        self.world.auditor.orphaned(self.name, was_frozen=self.frozen_seconds > 0)
         await self.disk.close(self.journal)
+        await self._cut()
 
     async def _cut(self) -> None:
         """The process is no more: nothing that was under way in it goes on."""
@@ -251,16 +256,27 @@ class WatchedHot(HotStore):
         super().start_settle(hold, charge, answered, encoded)
 
 
+class WatchedRunning(Running):
+    """A gateway's calls: the auditor hears when one of them is noted beside the journal."""
+
+    def note(self, driver: RunningCall, *, is_sent: bool = False) -> None:
+        """Note a call, where the process gets any time for it."""
+        call = cast("SimulatedCall", driver)
+        gateway = call.gateway
+        if gateway.is_frozen:
+            return
+        super().note(driver, is_sent=is_sent)
+        if gateway.journal.open_calls is not None and (point := call.call.checkpoint()) is not None:
+            gateway.world.auditor.notes(call.story, is_accepted=point.accepted)
+
+
 class WatchedJournal:
     """A gateway's journal as its calls see it: the auditor hears what is on disk."""
-
-    open_calls = None
-    """No call is noted beside it, as where its file cannot be made: checkpoints in Redis are all that a dead gateway
-    leaves. What the notes are worth is in `tests/chaos/test_everything_killed.py`."""
 
     def __init__(self, gateway: Gateway, journal: Journal) -> None:
         self._gateway = gateway
         self._journal = journal
+        self.open_calls = journal.open_calls
 
     def start(self, record: Record, then: Then, *, in_flight: int = 0) -> None:
         """Write a record."""

@@ -1,4 +1,4 @@
-"""A short simulation: some seeds, chosen so that every kind of fault happens in one of them."""
+"""A short simulation: some seeds, chosen so that every kind of fault happens in two of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.simulation.run import Servers, simulate
 pytestmark = pytest.mark.servers
 
 CALLS = 600
-SEEDS = (10, 5, 39)
+SEEDS = (5, 24, 54, 82)
+"""A seed has its weather for ever (`Weather.drawn`), and each disaster of it befalls a short run too: change these only
+where there is another kind of fault."""
 
 
 def test_every_promise_holds_whatever_befalls(servers: Servers) -> None:

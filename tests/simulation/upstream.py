@@ -154,7 +154,8 @@ class Socket:
                 self._see(step, is_read)
                 connection.data_received(b"0\r\n\r\n")
             case What.BREAK:
-                if step.is_unsent:
+                # No gateway can tell one that broke before its head from one that had been given up.
+                if step.is_unsent or (is_read and connection.is_reused and call.story.status == 0):
                     call.story.is_sent = False
                 self._is_closing = True
                 self._lost()

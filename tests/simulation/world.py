@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ REST_SECONDS: Final = 75.0
 REPLAY_SECONDS: Final = 30.0
 """What a new process finds in the journals of the last one is booked and corrected within this time."""
 
-_CALLS_A_SECOND: Final = (40, 80, 160)
+_LONGEST_WRITE_SECONDS: Final = 1.0
 _LONGEST_END_SECONDS: Final = 300.0
 _ROWS: Final = text("select call_id, organization_id, corrects, amount, hold, ending, price_version_ids from charge")
 _EXPIRED: Final = text(
@@ -72,6 +73,7 @@ class World:
     operator: Operator = field(init=False)
     _failed: asyncio.Future[None] = field(init=False)
     _processes: int = 0
+    _worker_is_doomed: bool = False
     _back_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -94,7 +96,8 @@ class World:
 
     def failpoint(self, name: str) -> None:
         """A point of the program at which a worker may be killed."""
-        if self.random.random() < self.weather.worker_killed:
+        if self._worker_is_doomed or self.random.random() < self.weather.worker_killed:
+            self._worker_is_doomed = False
             self.faults[Fault.WORKER_KILLED] += 1
             self.auditor.note(None, "worker is killed", name)
             raise WorkerKilled
@@ -183,7 +186,7 @@ class World:
     # While customers call --------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
-        weather = Weather.drawn(self.random)
+        weather = Weather.drawn(self.seed)
         self.auditor.note(None, "the weather", weather)
         self.weather = weather
         events = [asyncio.create_task(self.operator.run())]
@@ -198,16 +201,19 @@ class World:
         await asyncio.gather(*events)
 
     async def _again(self, disaster: Callable[[World], Awaitable[None]], seconds: float) -> None:
+        first = min(seconds, self.weather.first_within(self.calls))
+        pause = self.random.random() * first
         while not self._calm.is_set():
             try:
-                async with asyncio.timeout(self.random.expovariate(1 / seconds)):
+                async with asyncio.timeout(pause):
                     await self._calm.wait()
             except TimeoutError:
                 await disaster(self)
+            pause = self.random.expovariate(1 / seconds)
 
     async def _arrive(self) -> None:
         random = self.random
-        rate = random.choice(_CALLS_A_SECOND)
+        rate = self.weather.calls_a_second
         while self.started < self.calls:
             away = max(0.0, self._back_at - asyncio.get_running_loop().time())
             await asyncio.sleep(away + random.expovariate(rate / 8))
@@ -331,34 +337,52 @@ class World:
         finally:
             self.book.is_away = False
 
-    def _some_gateway(self) -> Gateway | None:
-        ready = [gateway for gateway in self.gateways if gateway.is_open]
-        return self.random.choice(ready) if ready else None
+    async def _some_gateway(self) -> Gateway | None:
+        """One that is open; None where the customers are through before there is one."""
+        while not self._calm.is_set():
+            if ready := [gateway for gateway in self.gateways if gateway.is_open]:
+                return self.random.choice(ready)
+            await asyncio.sleep(0.1)
+        return None
 
     async def _gateway_killed(self) -> None:
-        await self._kill(disk_lost=False)
+        await self._kill(Fault.GATEWAY_KILLED)
+
+    async def _memory_lost(self) -> None:
+        await self._kill(Fault.MEMORY_LOST)
 
     async def _disk_lost(self) -> None:
-        await self._kill(disk_lost=True)
+        await self._kill(Fault.DISK_LOST)
 
-    async def _kill(self, *, disk_lost: bool) -> None:
-        gateway = self._some_gateway()
-        if gateway is None:
+    async def _kill(self, fault: Fault) -> None:
+        while (gateway := await self._some_gateway()) is not None:
+            if self.random.random() < 0.5:
+                await self._write_begins(gateway)
+            if gateway.is_open:
+                break
+        else:
             return
-        self._happens(Fault.DISK_LOST if disk_lost else Fault.GATEWAY_KILLED, gateway.name)
+        self._happens(fault, gateway.name)
         self.gateways.remove(gateway)
-        await gateway.kill(disk_lost=disk_lost)
+        await gateway.kill(loses_memory=fault is Fault.MEMORY_LOST, disk_lost=fault is Fault.DISK_LOST)
         await asyncio.sleep(self.random.random() * self.random.choice((1, 50)))
         self.gateways.append(self._gateway(gateway.disk))
 
+    async def _write_begins(self, gateway: Gateway) -> None:
+        """Wait until its journal is writing, which is rare by chance; not for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_WRITE_SECONDS):
+                while gateway.is_open and not gateway.disk.is_writing(gateway.journal):  # noqa: ASYNC110 - simulated time
+                    await asyncio.sleep(0.001)
+
     async def _gateway_frozen(self) -> None:
-        gateway = self._some_gateway()
+        gateway = await self._some_gateway()
         if gateway is not None:
             self._happens(Fault.GATEWAY_FROZEN, gateway.name)
             await gateway.freeze(self.random.choice((1, 10, 45, 70)) * (0.5 + self.random.random() / 2))
 
     async def _gateway_drained(self) -> None:
-        gateway = self._some_gateway()
+        gateway = await self._some_gateway()
         if gateway is None or gateway.is_frozen:
             return
         self._happens(Fault.GATEWAY_DRAINED, gateway.name)
@@ -385,6 +409,10 @@ class World:
         finally:
             disk.slow_seconds = 0.02
 
+    async def _worker_killed(self) -> None:
+        """At its next step, which counts it."""
+        self._worker_is_doomed = True
+
     async def _worker_asleep(self) -> None:
         self._happens(Fault.WORKER_ASLEEP)
         self.random.choice(self.workers).sleeps_until = asyncio.get_running_loop().time() + self.random.random() * 60
@@ -396,11 +424,13 @@ _DISASTERS: Final[dict[Fault, Callable[[World], Awaitable[None]]]] = {
     Fault.REDIS_OLDER: World._redis_older,
     Fault.POSTGRES_AWAY: World._postgres_away,
     Fault.GATEWAY_KILLED: World._gateway_killed,
+    Fault.MEMORY_LOST: World._memory_lost,
     Fault.DISK_LOST: World._disk_lost,
     Fault.GATEWAY_FROZEN: World._gateway_frozen,
     Fault.GATEWAY_DRAINED: World._gateway_drained,
     Fault.JOURNAL_FULL: World._journal_full,
     Fault.JOURNAL_SLOW: World._journal_slow,
+    Fault.WORKER_KILLED: World._worker_killed,
     Fault.WORKER_ASLEEP: World._worker_asleep,
 }
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway.cli import operate, sales, tenants
+from gateway.cli import operate, prices, sales, tenants
 
 COMMANDS = [
     (group.info.name or name, command.name or "")
@@ -18,7 +18,7 @@ COMMANDS = [
         ("key", tenants.key),
         ("model", sales.model),
         ("backend", sales.backend),
-        ("price", sales.price),
+        ("price", prices.price),
     )
     for command in group.registered_commands
 ]
@@ -46,7 +46,10 @@ def test_all_the_agreed_commands_are_there() -> None:
         "key": ["create", "list", "revoke"],
         "model": ["add", "list", "remove"],
         "backend": ["add", "list", "remove"],
-        "price": ["set", "list"],
+        "price": [
+            *("set", "list", "export", "import", "dry-run", "add-book", "books"),
+            *("add-allowance", "allowances", "end-allowance"),
+        ],
     }
     assert sorted(COMMANDS) == sorted((group, command) for group, names in agreed.items() for command in names)
 
@@ -70,6 +73,9 @@ def test_a_gateway_that_does_not_answer_is_a_failure() -> None:
         pytest.param(["org", "create", "A", "--currency", "GBP"], id="no such currency"),
         pytest.param(["key", "create", "p", "--expires-at", "soon"], id="no instant"),
         pytest.param(["price", "set", "m"], id="no price"),
+        pytest.param(["price", "import", "no-such-file.csv"], id="no file"),
+        pytest.param(["price", "dry-run", "--csv", "no-such-file.csv", "--from", "2027-01-01"], id="no drafts"),
+        pytest.param(["price", "dry-run", "--csv", "p.csv", "--from", "soon"], id="no span"),
         pytest.param(["model", "add", "m", "--backend", "b", "--context-length", "0"], id="no context"),
     ],
 )

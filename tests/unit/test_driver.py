@@ -96,7 +96,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakeJournal:
     def __init__(self) -> None:
         self.waiting: list[Callable[[Unavailable | None], None]] = []
-        self.open_calls = None
+        self.open_calls: FakeNotes | None = None
 
     def start(self, record: Any, then: Callable[[Unavailable | None], None], *, in_flight: int = 0) -> None:
         self.waiting.append(then)
@@ -460,6 +460,73 @@ async def test_a_journal_that_does_not_answer() -> None:
     assert scene.text.endswith(DONE)
     scene.journal.waiting[0](None)
     await scene.over()
+
+
+async def test_what_the_client_is_about_to_get_goes_before_the_disk_is_woken() -> None:
+    scene = Scene(has_journal=True)
+    assert scene.journal is not None
+    scene.call()
+    await scene.turn()
+    scene.one.say(b"".join(LAST))
+    assert b'"x"' in scene.text
+    assert not scene.journal.waiting, "in this turn the token is sent"
+    await asyncio.sleep(0)
+    assert len(scene.journal.waiting) == 1, "in the next one the charge is on its way"
+    assert not scene.text.endswith(DONE)
+    scene.journal.waiting[0](None)
+    await scene.over()
+    assert scene.text.endswith(DONE)
+
+
+class FakeNotes:
+    """Slots of calls at a backend."""
+
+    def __init__(self) -> None:
+        self.noted: dict[int, bytes] = {}
+
+    def enter(self, hold: bytes, point: bytes) -> int:
+        slot = len(self.noted)
+        self.noted[slot] = point
+        return slot
+
+    def note(self, slot: int, point: bytes) -> None:
+        self.noted[slot] = point
+
+    def leave(self, slot: int) -> None:
+        del self.noted[slot]
+
+
+async def test_a_call_stays_noted_until_its_charge_outlives_the_process() -> None:
+    scene = Scene(has_journal=True)
+    assert scene.journal is not None
+    notes = scene.journal.open_calls = FakeNotes()
+    taken = asyncio.Event()
+
+    async def settle(hold: Hold, charge: Charge) -> bool:
+        await taken.wait()
+        scene.hot._end(hold)
+        return True
+
+    scene.hot.settle = settle  # type: ignore[method-assign]
+    call = scene.call()
+    await scene.turn()
+    assert len(notes.noted) == 1, "from when a backend is sent it"
+    scene.hot.answers_at_once = False
+    scene.one.say(*LAST)
+    await scene.turn()
+    # Neither has it: the disk does not write, Redis is away.
+    scene.journal.waiting[0](AWAY)
+    scene.hot.waiting[-1](AWAY)
+    call.check_time(asyncio.get_running_loop().time() + 10)
+    for _ in range(30):
+        await asyncio.sleep(0.1)
+        if scene.client.response_complete:
+            break
+    assert scene.text.endswith(DONE), "the client does not wait for ever"
+    assert len(notes.noted) == 1, "whoever finds this process dead must find the call"
+    taken.set()
+    await scene.over()
+    assert not notes.noted
 
 
 async def test_the_client_leaves_while_its_charge_is_settled() -> None:

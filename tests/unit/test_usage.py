@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from billing.booking import UNBILLED, FundedCharge, Grant, plan_booking, plan_bookings
 from billing.months import bounds_of, day_of, month_of, next_month
-from billing.usage import Batch, Sums, by_day, by_hour
+from billing.usage import Batch, Sums, sums_of
 from models.call import Charge, Hold
 from models.ledger import GrantKind
 from models.money import Units
@@ -63,7 +63,7 @@ def test_sums_are_those_of_the_charges_however_they_are_grouped() -> None:
     ]
     booking = plan_booking(charges, [])
     batches = [Batch("Asia/Seoul", date(2026, 11, 1), booking.funded)]
-    hours, days = by_hour(batches), by_day(batches)
+    hours, days = sums_of(batches)
     assert {key.hour.hour for key in hours} == {14, 15}
     assert {key.day for key in days} == {date(2026, 11, 30), date(2026, 12, 1)}
     for sums in (hours.values(), days.values()):

@@ -6,14 +6,23 @@ from fastapi import APIRouter, Depends
 
 from gateway.api.operator import (
     backends,
+    costs,
     credentials,
     grants,
+    invoices,
     language_models,
+    ledger,
     organizations,
     oversight,
+    payments,
+    periods,
+    price_books,
     prices,
     projects,
     reconciliation,
+    shares,
+    spend_limits,
+    taxes,
 )
 from gateway.auth import require_operator
 
@@ -26,8 +35,17 @@ for room in (
     grants,
     backends,
     language_models,
+    price_books,
     prices,
     oversight,
     reconciliation,
+    spend_limits,
+    invoices,
+    payments,
+    taxes,
+    ledger,
+    periods,
+    shares,
+    costs,
 ):
     router.include_router(room.router)

@@ -8,7 +8,7 @@ from uuid import UUID
 from zoneinfo import available_timezones
 
 from fastapi import APIRouter, Query
-from pydantic import AfterValidator, BaseModel, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
@@ -16,6 +16,7 @@ from billing.hot.keys import shard_of
 from billing.settlement import open_accounts, set_credit_limit
 from billing.store import organizations as stored
 from billing.store.pages import AnyRow
+from billing.tax import check_tax_id
 from gateway.api.operator.requests import Change, Operator
 from gateway.api.operator.shapes import (
     AskedById,
@@ -44,6 +45,9 @@ def _timezone(value: str) -> str:
 
 
 Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
+Language = Literal["en", "ko"]
+TermsDays = Annotated[int, Field(ge=0, le=365)]
+TaxTreatment = Literal["standard", "exempt", "reverse_charge", "zero_rated"]
 Timezone = Annotated[str, StringConstraints(max_length=64), AfterValidator(_timezone)]
 
 
@@ -60,6 +64,12 @@ class NewOrganization(Body):
     credit_limit: Money | None = None
     price_book: Slug = "default"
     limits: LimitsBody = LimitsBody()
+    address: Text | None = None
+    email: Text | None = None
+    language: Language = "en"
+    payment_terms_days: TermsDays = 30
+    purchase_order: Text | None = None
+    tax_treatment: TaxTreatment | None = None
 
 
 class OrganizationUpdate(Body):
@@ -74,6 +84,12 @@ class OrganizationUpdate(Body):
     credit_limit: Money | None = None
     price_book: Slug | None = None
     limits: LimitsBody | None = None
+    address: Text | None = None
+    email: Text | None = None
+    language: Language | None = None
+    payment_terms_days: TermsDays | None = None
+    purchase_order: Text | None = None
+    tax_treatment: TaxTreatment | None = None
 
 
 class Organization(BaseModel):
@@ -91,6 +107,13 @@ class Organization(BaseModel):
     credit_limit: Money
     price_book: str
     limits: LimitsBody
+    address: str | None
+    email: str | None
+    language: str
+    payment_terms_days: int
+    purchase_order: str | None
+    tax_treatment: str | None
+    parked_reason: str | None
     created_at: datetime
     closed_at: datetime | None
 
@@ -121,6 +144,7 @@ async def create_organization(body: NewOrganization, request: Operator) -> Respo
         credit_limit = body.credit_limit.units(body.currency, "credit_limit") if body.credit_limit else Units(0)
         _check_mode(body.billing_mode, credit_limit)
         columns = body.model_dump(exclude={"credit_limit", "limits"}) | body.limits.columns()
+        columns |= _tax_id(body.country, body.tax_id)
         organization_id = uuid7(change.now)
         row = await stored.create_organization(
             change.connection,
@@ -163,6 +187,8 @@ async def update_organization(organization_id: UUID, body: OrganizationUpdate, r
         mode = body.billing_mode or BillingMode(row.billing_mode)
         _check_mode(mode, Units(int(row.credit_limit)) if credit_limit is None else credit_limit)
         columns = _changed(body)
+        if columns.keys() & {"country", "tax_id"}:
+            columns |= _tax_id(columns.get("country", row.country), columns.get("tax_id", row.tax_id))
         # A prepaid organization has no limit, so a limit is taken away before the mode changes and given after it.
         if credit_limit == 0:
             await set_credit_limit(change.connection, organization_id, Units(0))
@@ -233,8 +259,12 @@ def _check_mode(mode: BillingMode, credit_limit: Units) -> None:
         )
 
 
+def _tax_id(country: str | None, tax_id: str | None) -> dict[str, str]:
+    return {} if tax_id is None else {"tax_id": check_tax_id(country, tax_id)}
+
+
 def _changed(body: OrganizationUpdate) -> dict[str, Any]:
-    optional = {"legal_name", "country", "tax_id"}
+    optional = {"legal_name", "country", "tax_id", "address", "email", "purchase_order", "tax_treatment"}
     columns = body.model_dump(exclude_unset=True, exclude={"credit_limit", "limits"})
     for name, value in columns.items():
         if value is None and name not in optional:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import JSONResponse
 
 from billing.projection import project_balance
+from billing.spending import count_spending
 from billing.store.audit import write_audit
 from billing.store.constraints import refusal
 from billing.store.idempotency import Claim, StoredAnswer, claim, keep_answer
@@ -136,6 +137,7 @@ class OperatorRequest:
         try:
             async with asyncio.timeout(PROJECTION_TIMEOUT_SECONDS), self.parts.engine.connect() as connection:
                 await project_balance(connection, self.parts.hot, organization_id)
+                await count_spending(connection, self.parts.hot, organization_id, self.parts.clock.now())
         except Exception as error:
             # The change is committed, so the answer is success: the worker projects what is behind within seconds.
             _log.warning("projection_left_to_worker", reason=type(error).__name__)

@@ -71,6 +71,20 @@ class Money(Body):
         return cls.model_validate(money(int(units), currency))
 
 
+def _above_zero(value: str) -> str:
+    if not value.strip("0."):
+        raise ValueError("must be above zero")
+    if value.startswith("-"):
+        raise ValueError("must not be negative: what goes the other way has a route of its own")
+    return value
+
+
+class PaidMoney(Money):
+    """An amount that changes hands: above zero."""
+
+    amount: Annotated[Decimal, AfterValidator(_above_zero)]
+
+
 Limit = Annotated[int, Field(ge=0, le=2_000_000_000)]
 
 

@@ -122,6 +122,7 @@ class Shop:
         priority: int = 50,
         expires_at: datetime | None = None,
         scope: dict[str, Any] | None = None,
+        rollover_max: int = 0,
     ) -> UUID:
         """Give credit, in a transaction of its own."""
         moment = now()
@@ -138,6 +139,7 @@ class Shop:
                 scope=scope,
                 idempotency_key=key or str(uuid7(moment)),
                 now=moment,
+                rollover_max=Units(rollover_max),
             )
 
     async def project(self, tenant: Tenant) -> None:

@@ -145,3 +145,72 @@ async def test_the_program_may_change_of_a_grant_what_changes(book: Shop) -> Non
         with pytest.raises(Exception, match="permission denied"):
             await connection.execute(update(credit_grant).values(amount=10**9))
     assert (await _posted(book, tenant))[0] == 100
+
+
+# What rolls over -----------------------------------------------------------------------------------------------------
+
+
+async def _grants(shop: Shop) -> list[tuple[str, int, int, bool]]:
+    async with shop.engine.connect() as connection:
+        rows = await connection.execute(select(credit_grant).order_by(credit_grant.c.created_at, credit_grant.c.id))
+        return [(row.kind, int(row.amount), int(row.remaining), row.rolled_from is not None) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rollover_max", "rolled", "lost"),
+    [
+        pytest.param(GrantKind.PAID, 30, 30, 40, id="as much as may"),
+        pytest.param(GrantKind.PAID, 70, 70, 0, id="all of it"),
+        pytest.param(GrantKind.PROMO, 30, 30, 40, id="a gift"),
+        pytest.param(GrantKind.COMMIT, 1, 1, 69, id="a commitment"),
+    ],
+)
+async def test_what_is_left_at_the_expiry_rolls_over(
+    book: Shop, kind: GrantKind, rollover_max: int, rolled: int, lost: int
+) -> None:
+    tenant = await book.tenant(paid=100)
+    end = now() + timedelta(hours=1)
+    grant_id = await book.grant(tenant, 70, kind, expires_at=end, priority=7, rollover_max=rollover_max)
+    assert await expire_grants(book.engine, end + timedelta(minutes=2)) == {tenant.organization_id}
+    assert await expire_grants(book.engine, end + timedelta(minutes=2)) == frozenset()
+    assert (await _posted(book, tenant))[0] == 100 + rolled
+    assert await _grants(book) == [
+        ("paid", 100, 100, False),
+        (kind.value, 70, 0, False),
+        (kind.value, rolled, rolled, True),
+    ]
+    accounts = await _accounts(book.engine)
+    sink = "promo_expense" if kind is GrantKind.PROMO else "breakage"
+    given = 70 if kind is GrantKind.PROMO else 0
+    assert accounts.get(sink, (0, 0)) == (given, lost)
+    async with book.engine.connect() as connection:
+        [row] = await connection.execute(select(credit_grant).where(credit_grant.c.rolled_from == grant_id))
+    assert (row.effective_at, row.priority, int(row.rollover_max)) == (end, 7, 0)
+    assert timedelta(minutes=59) < row.expires_at - end < timedelta(minutes=61), "as long as the one before"
+
+
+async def test_what_rolled_over_does_not_roll_again(book: Shop) -> None:
+    tenant = await book.tenant()
+    end = now() + timedelta(hours=1)
+    await book.grant(tenant, 70, expires_at=end, rollover_max=50)
+    await expire_grants(book.engine, end + timedelta(minutes=2))
+    await expire_grants(book.engine, end + timedelta(hours=2))
+    assert (await _posted(book, tenant))[0] == 0
+    assert (await _accounts(book.engine))["breakage"] == (0, 70)
+    assert len(await _grants(book)) == 2
+
+
+@pytest.mark.parametrize(
+    ("rollover_max", "expires", "told"),
+    [
+        pytest.param(-1, True, "not below zero", id="less than nothing"),
+        pytest.param(71, True, "at most the grant", id="more than it has"),
+        pytest.param(5, False, "only a grant that expires", id="of one that never ends"),
+    ],
+)
+async def test_impossible_rollovers_are_refused(book: Shop, rollover_max: int, expires: bool, told: str) -> None:
+    tenant = await book.tenant()
+    end = now() + timedelta(hours=1) if expires else None
+    with pytest.raises(InvalidRequest, match=told):
+        await book.grant(tenant, 70, expires_at=end, rollover_max=rollover_max)
+    assert await _posted(book, tenant) == (0, 0)

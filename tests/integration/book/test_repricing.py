@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict
+from typing import Any
 
 import asyncpg
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from billing.pricing import price
-from billing.verify.prices import MILLI_UNITS, UNITS
-from models.catalog import Rates
+from billing.store.repricing import MILLI_UNITS, RATE_COLUMNS, UNITS, rate_json
+from models.catalog import Meter, Rates, Scheme, Steps, Tariff, Tier
 from models.money import MilliUnits
 from models.usage import TokenUsage
 from tests.conftest import Database
@@ -20,7 +20,7 @@ from tests.conftest import Database
 _REPRICE = f"""
     select ({UNITS})::text from rows from (jsonb_to_recordset($1::jsonb) as (
       input_tokens int, cached_tokens int, cache_write_tokens int, output_tokens int, reasoning_tokens int,
-      input numeric, output numeric, cached_input numeric, cache_write numeric, reasoning numeric, request numeric
+      {RATE_COLUMNS}
     )) with ordinality as call
     cross join lateral (select {MILLI_UNITS} as milli) exact order by ordinality
 """
@@ -37,14 +37,36 @@ def _calls(draw: st.DrawFn) -> tuple[TokenUsage, Rates]:
     usage = TokenUsage(whole, output, cached, draw(st.integers(0, whole - cached)), draw(st.integers(0, output)))
     fresh, plain, request = (MilliUnits(draw(_rates)) for _ in range(3))
     parts = [MilliUnits(draw(_rates)) for _ in range(3)]
-    return usage, Rates(fresh, plain, parts[0], parts[1], parts[2], request)
+    return usage, Rates(fresh, plain, parts[0], parts[1], parts[2], request, steps=draw(_steps()))
+
+
+@st.composite
+def _steps(draw: st.DrawFn) -> Steps | None:
+    # Which meters a step counts together is the catalog's affair: here any of them may be.
+    tariffs = draw(st.lists(_tariffs(), max_size=3))
+    minimum = draw(st.one_of(st.just(0), _rates))
+    return Steps(tuple(tariffs), MilliUnits(minimum)) if tariffs or minimum else None
+
+
+@st.composite
+def _tariffs(draw: st.DrawFn) -> Tariff:
+    priced = (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE, Meter.OUTPUT, Meter.REASONING, Meter.REQUEST)
+    meters = tuple(sorted(draw(st.sets(st.sampled_from(priced), min_size=1))))
+    scheme = draw(st.sampled_from(Scheme))
+    price = MilliUnits(draw(_rates))
+    if scheme is Scheme.PACKAGE:
+        return Tariff(meters, scheme, price, package_size=draw(st.one_of(st.integers(1, 9), st.integers(1, 2**53))))
+    if scheme is Scheme.UNIT:
+        return Tariff(meters, scheme, price)
+    ends = sorted(draw(st.sets(st.one_of(st.integers(1, 20), st.integers(1, 2**53)), max_size=4)))
+    return Tariff(meters, scheme, tiers=tuple(Tier(end, MilliUnits(draw(_rates))) for end in (*ends, None)))
 
 
 def test_sql_prices_as_python_does(postgres: Database) -> None:
     with asyncio.Runner() as runner:
         connection = runner.run(asyncpg.connect(postgres.app_url))
 
-        async def reprice(rows: list[dict[str, int]]) -> list[int]:
+        async def reprice(rows: list[dict[str, Any]]) -> list[int]:
             return [int(row[0]) for row in await connection.fetch(_REPRICE, json.dumps(rows))]
 
         @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -62,7 +84,7 @@ def _one(rate: int) -> Rates:
     return Rates(MilliUnits(rate), zero, zero, zero, zero)
 
 
-def _row(usage: TokenUsage, rates: Rates) -> dict[str, int]:
+def _row(usage: TokenUsage, rates: Rates) -> dict[str, Any]:
     tokens = {
         "input_tokens": usage.input,
         "cached_tokens": usage.cached,
@@ -70,4 +92,4 @@ def _row(usage: TokenUsage, rates: Rates) -> dict[str, int]:
         "output_tokens": usage.output,
         "reasoning_tokens": usage.reasoning,
     }
-    return tokens | {name: rate for name, rate in asdict(rates).items() if name != "version_ids"}
+    return tokens | rate_json(rates)

@@ -313,12 +313,11 @@ class Month:
                     organization_id=one.id,
                     kind="credit_note",
                     corrects=billed.id,
-                    state="paid",
+                    state="draft",
                     month=MARCH,
                     starts_at=bounds_of(MARCH, one.timezone)[0],
                     ends_at=bounds_of(MARCH, one.timezone)[1],
                     series="CN",
-                    number=number,
                     currency=one.currency,
                     issued_on=at.date(),
                     subtotal=subtotal,
@@ -335,6 +334,8 @@ class Month:
                     invoice_id=note_id, seq=0, kind="adjustment", description="-10%", amount=subtotal, rounded=subtotal
                 )
             )
+            issued = {"state": "paid", "number": number}
+            await connection.execute(invoice.update().where(invoice.c.id == note_id).values(issued))
             await connection.execute(
                 insert(allocation).values(invoice_id=billed.id, credit_note_id=note_id, amount=subtotal + tax)
             )

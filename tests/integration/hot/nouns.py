@@ -8,7 +8,7 @@ from uuid import UUID
 
 from billing.hot.keys import SHARD_KEYS, shard_of
 from billing.hot.store import HotStore, NewBalance
-from models.call import CallOrigin, Charge, Endpoint, Hold, HoldRequest, InFlightLimit, RateBucket
+from models.call import CallOrigin, Charge, Endpoint, Hold, HoldRequest, InFlightLimit, MonthlyLimit, RateBucket
 from models.catalog import Rates
 from models.ids import uuid7
 from models.money import MilliUnits, Units
@@ -50,6 +50,7 @@ class Tenant:
         buckets: tuple[RateBucket, ...] = (),
         in_flight: tuple[InFlightLimit, ...] = (),
         end_user: str | None = None,
+        spend: tuple[MonthlyLimit, ...] = (),
     ) -> HoldRequest:
         """The hold of a new call."""
         origin = CallOrigin(
@@ -65,7 +66,7 @@ class Tenant:
             created_at=NOW,
             end_user=end_user,
         )
-        return HoldRequest(origin, Units(amount), RATES, 1_000, 1_000, buckets, in_flight)
+        return HoldRequest(origin, Units(amount), RATES, 1_000, 1_000, buckets, in_flight, spend)
 
 
 async def open_shard(store: HotStore, tenant: Tenant, posted: int = 1_000, credit_limit: int = 0) -> None:

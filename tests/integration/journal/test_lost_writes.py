@@ -73,6 +73,25 @@ async def test_a_call_whose_settle_a_restarted_redis_has_lost(opened: Opening, s
         await book(shop, tenant, charge)
 
 
+async def test_a_settle_that_was_lost_while_the_disk_of_the_journal_hangs(
+    opened: Opening, shop: Shop, redis: Redis
+) -> None:
+    tenant = await shop.tenant(paid=PAID)
+    journal = opened()
+    hold = await shop.hold(tenant)
+    charge = shop.charge(hold)
+    journal._batches._write = lambda records: None
+    journal.start(settle_record(hold, charge), lambda error: None)
+    assert await shop.hot.settle(hold, charge)
+
+    async with recovering(Recovery(journal, shop.hot, shop.engine, CatalogCache(shop.engine, 60), now, tuple)):
+        embedded_redis.command(redis, "FLUSHALL")
+        assert await ensure_epoch(shop.engine, shop.hot, tenant.shard)
+        shop.hot._connection.drop("the server was restarted")
+        await until(lambda: _waits(shop.hot, tenant))
+        await book(shop, tenant, charge)
+
+
 async def test_a_hold_whose_void_a_restarted_redis_has_lost(
     opened: Opening, shop: Shop, gateway: HotStore, redis: Redis
 ) -> None:

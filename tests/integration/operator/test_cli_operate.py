@@ -7,19 +7,41 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 import typer
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import insert
 from typer.testing import CliRunner
 
 from gateway.cli import operate
+from models.ids import uuid7
+from models.tables import charge
 from tests.integration.operator.world import World
 
 pytestmark = pytest.mark.anyio
+
+MONTH = datetime(2026, 1, 15, tzinfo=UTC)
+
+
+async def add_call(
+    world: World, organization_id: str, version_ids: list[UUID], *, tokens: tuple[int, int], amount: int
+) -> None:
+    """A booked charge of the month, without the rest of the book."""
+    texts = dict.fromkeys(("endpoint", "deployment"), "x")
+    ids = {name: uuid4() for name in ("project_id", "api_key_id")} | {"organization_id": UUID(organization_id)}
+    numbers = {"input_tokens": tokens[0], "output_tokens": tokens[1], "amount": amount, "hold": amount}
+    numbers |= dict.fromkeys(("cached_tokens", "cache_write_tokens", "reasoning_tokens"), 0)
+    fixed = {"currency": "USD", "streamed": False, "ending": "finished", "usage_source": "backend", "posting_id": 1}
+    row = {"call_id": uuid7(MONTH), "created_at": MONTH, "ended_at": MONTH, "funding": [], "model": "tiny"}
+    async with world.parts.engine.begin() as connection:
+        values = texts | ids | numbers | fixed | row | {"price_version_ids": version_ids}
+        await connection.execute(insert(charge).values(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +163,70 @@ async def test_lists_are_read_to_their_end(command_line: CommandLine, world: Wor
             " from generate_series(1, 201) n"
         )
     assert len(await command_line.answer("backend", "list")) == 201
+
+
+async def test_a_price_list_goes_out_and_comes_back(command_line: CommandLine, world: World, tmp_path: Path) -> None:
+    await world.model()
+    await command_line.answer("price", "set", "tiny", "--input", "0.15", "--minimum", "0.0001")
+    path = tmp_path / "prices.csv"
+    code, output = await command_line.run("price", "export", "--book", "default", "--out", str(path))
+    assert (code, output) == (0, f"{path}: 2 prices.\n")
+    printed = await command_line.run("price", "export")
+    # The runner of the test makes line ends plain.
+    assert printed == (0, path.read_bytes().decode().replace("\r\n", "\n"))
+
+    # Without dates: from now on.
+    path.write_text(
+        "model,meter,currency,scheme,price,tiers\n"
+        "tiny,input,USD,volume,,1000=0.2 more=0.1\n"
+        "tiny,minimum,USD,unit,0.0001,\n"
+    )
+    code, output = await command_line.run("price", "import", str(path), "--dry-run")
+    assert code == 0, output
+    assert output.startswith("Would be published: 1. Given an end: 0. Unchanged: 1.\n")
+    assert "1000=0.200000, more=0.100000" in output
+    assert await world.count("price_version") == 2
+    done = await command_line.answer("price", "import", str(path))
+    assert (len(done["published"]), done["unchanged"]) == (1, 1)
+    again = await command_line.run("price", "import", str(path))
+    assert again == (0, "Published: 0. Given an end: 0. Unchanged: 2.\n")
+
+    path.write_text("model,meter,currency,price\ntiny,smiles,USD,1\n")
+    code, output = await command_line.run("price", "import", str(path))
+    assert code == 2
+    assert output.startswith("Refused: Line 2: meter must be one of")
+
+
+async def test_a_dry_run_shows_each_organization(command_line: CommandLine, world: World, tmp_path: Path) -> None:
+    await world.model()
+    await command_line.answer("price", "set", "tiny", "--input", "0.15", "--output", "0.60")
+    organization = await world.organization(name="Acme")
+    async with world.parts.engine.connect() as connection:
+        rows = await connection.exec_driver_sql("select id from price_version")
+        version_ids = sorted(rows.scalars())
+    await add_call(world, organization["id"], version_ids, tokens=(1_000, 100), amount=210_000)
+    path = tmp_path / "drafts.csv"
+    path.write_text("model,meter,currency,price\ntiny,output,USD,1.2\n")
+    span = ("--csv", str(path), "--from", "2026-01-01", "--to", "2026-02-01")
+    result = await command_line.answer("price", "dry-run", *span)
+    [one] = result["organizations"]
+    figures = {name: one[name]["amount"] for name in ("charged", "would_be", "difference")}
+    assert figures == {"charged": "0.000210000", "would_be": "0.000270000", "difference": "0.000060000"}
+    assert (one["name"], one["calls"], result["totals"][0]["calls"]) == ("Acme", 1, 1)
+    assert (result["from"], result["to"]) == ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z")
+    code, output = await command_line.run("price", "dry-run", *span)
+    assert code == 0
+    [header, row, total] = [line.split() for line in output.splitlines()]
+    assert header == ["name", "calls", "charged", "would", "be", "difference"]
+    assert row == ["Acme", "1", "0.000210000", "USD", "0.000270000", "USD", "0.000060000", "USD"]
+    assert total[:3] == ["All", "in", "USD"]
+    assert await world.count("price_version") == 2
+
+
+async def test_books_and_allowances(command_line: CommandLine) -> None:
+    book = await command_line.answer("price", "add-book", "partners", "--parent", "default")
+    assert [one["id"] for one in await command_line.answer("price", "books")] == ["default", book["id"]]
+    made = await command_line.answer("price", "add-allowance", "partners", "5.00")
+    assert await command_line.answer("price", "allowances", "--book", "partners") == [made]
+    ended = await command_line.answer("price", "end-allowance", made["id"])
+    assert ended["ended_at"] is not None

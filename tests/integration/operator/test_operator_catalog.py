@@ -228,7 +228,8 @@ PRICES: dict[str, tuple[dict[str, Any], int]] = {
     "an unknown model": ({"model": "none"}, 400),
     "an unknown meter": ({"meter": "smiles"}, 422),
     "an unknown currency": ({"currency": "GBP"}, 422),
-    "a scheme that is not offered yet": ({"scheme": "graduated"}, 422),
+    "tiers without a tier": ({"scheme": "graduated"}, 400),
+    "a scheme that is not offered": ({"scheme": "auction"}, 422),
     "a time without a zone": ({"effective_from": "2026-01-01T00:00:00"}, 422),
     "over before it begins": ({"effective_to": "2020-01-01T00:00:00Z"}, 400),
 }

@@ -126,7 +126,7 @@ def test_what_a_script_needs_to_end_a_call_comes_before_the_request() -> None:
     front = json.loads(written.partition(b',"request":')[0] + b"}")
     tokens = [{"scope": "a:tokens", "per_minute": 10, "cost": 5}]
     assert front.pop("instance") == 'one,"request":'
-    assert front == {"amount": "5", "tokens": tokens, "in_flight": ['a,"request":']}
+    assert front == {"amount": "5", "tokens": tokens, "in_flight": ['a,"request":'], "spend": []}
 
 
 @pytest.mark.parametrize(

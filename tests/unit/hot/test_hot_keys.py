@@ -26,6 +26,7 @@ def test_names_are_those_of_the_architecture() -> None:
         rates="{s7}:r:",
         in_flight="{s7}:f:",
         checkpoints="{s7}:c:",
+        spent="{s7}:s:",
     )
 
 

@@ -1,0 +1,148 @@
+"""Spend limits in Postgres, and what is booked against each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models.account import SpendLimit
+from models.money import Units
+from models.tables import organization, spend_limit, usage_hour
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLimit:
+    """A limit in force, of a key, of a project, or (without either) of the organization."""
+
+    id: UUID
+    organization_id: UUID
+    project_id: UUID | None
+    api_key_id: UUID | None
+    amount: Units
+    is_hard: bool
+    alert_percents: tuple[int, ...]
+    created_at: datetime
+    timezone: str
+    shard: int
+
+    @property
+    def scope(self) -> str:
+        """Its name in the hot store, without the month."""
+        if self.api_key_id is not None:
+            return f"key:{self.api_key_id}"
+        return "organization" if self.project_id is None else f"project:{self.project_id}"
+
+
+async def set_limit(connection: AsyncConnection, limit: StoredLimit) -> None:
+    """Put a limit in the place of the one that its scope had."""
+    await connection.execute(
+        update(spend_limit)
+        .where(
+            spend_limit.c.organization_id == limit.organization_id,
+            spend_limit.c.project_id.is_not_distinct_from(limit.project_id),
+            spend_limit.c.api_key_id.is_not_distinct_from(limit.api_key_id),
+            spend_limit.c.removed_at.is_(None),
+        )
+        .values(removed_at=limit.created_at)
+    )
+    await connection.execute(
+        insert(spend_limit).values(
+            id=limit.id,
+            organization_id=limit.organization_id,
+            project_id=limit.project_id,
+            api_key_id=limit.api_key_id,
+            amount=limit.amount,
+            is_hard=limit.is_hard,
+            alert_percents=list(limit.alert_percents),
+            created_at=limit.created_at,
+        )
+    )
+
+
+async def remove_limit(connection: AsyncConnection, limit_id: UUID, now: datetime) -> None:
+    """End a limit."""
+    await connection.execute(update(spend_limit).where(spend_limit.c.id == limit_id).values(removed_at=now))
+
+
+async def limits_of(connection: AsyncConnection, organization_id: UUID) -> list[StoredLimit]:
+    """The limits in force of an organization, oldest first."""
+    return await _limits(connection, spend_limit.c.organization_id == organization_id)
+
+
+async def limits_of_shard(connection: AsyncConnection, shard: int) -> list[StoredLimit]:
+    """The limits in force of all organizations of a shard."""
+    return await _limits(connection, organization.c.shard == shard)
+
+
+async def booked_between(
+    connection: AsyncConnection, limit: StoredLimit, starts_at: datetime, ends_at: datetime
+) -> Units:
+    """What calls of the limit's scope that ended in these hours have cost."""
+    statement = select(func.coalesce(func.sum(usage_hour.c.amount), 0)).where(
+        usage_hour.c.organization_id == limit.organization_id,
+        usage_hour.c.hour >= starts_at,
+        usage_hour.c.hour < ends_at,
+    )
+    if limit.project_id is not None:
+        statement = statement.where(usage_hour.c.project_id == limit.project_id)
+    if limit.api_key_id is not None:
+        statement = statement.where(usage_hour.c.api_key_id == limit.api_key_id)
+    return Units(int((await connection.execute(statement)).scalar_one()))
+
+
+async def hard_limits_of_keys(
+    connection: AsyncConnection, keys: Collection[tuple[UUID, UUID, UUID]]
+) -> dict[UUID, tuple[SpendLimit, ...]]:
+    """By API key, given as organization, project and key: the limits beyond which its calls are refused."""
+    rows = await _limits(
+        connection,
+        spend_limit.c.organization_id.in_({organization_id for organization_id, _, _ in keys}),
+        spend_limit.c.is_hard,
+        or_(
+            and_(spend_limit.c.project_id.is_(None), spend_limit.c.api_key_id.is_(None)),
+            spend_limit.c.project_id.in_({project_id for _, project_id, _ in keys}),
+            spend_limit.c.api_key_id.in_({api_key_id for _, _, api_key_id in keys}),
+        ),
+    )
+    found: dict[UUID, tuple[SpendLimit, ...]] = {}
+    for organization_id, project_id, api_key_id in keys:
+        mine = (
+            row
+            for row in rows
+            if row.organization_id == organization_id
+            and row.project_id in (None, project_id)
+            and row.api_key_id in (None, api_key_id)
+        )
+        found[api_key_id] = tuple(SpendLimit(row.scope, row.amount) for row in mine)
+    return found
+
+
+async def _limits(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> list[StoredLimit]:
+    rows = await connection.execute(
+        select(spend_limit, organization.c.timezone, organization.c.shard)
+        .join(organization, organization.c.id == spend_limit.c.organization_id)
+        .where(spend_limit.c.removed_at.is_(None), *conditions)
+        .order_by(spend_limit.c.id)
+    )
+    return [_limit(row) for row in rows]
+
+
+def _limit(row: Row[Any]) -> StoredLimit:
+    return StoredLimit(
+        id=row.id,
+        organization_id=row.organization_id,
+        project_id=row.project_id,
+        api_key_id=row.api_key_id,
+        amount=Units(int(row.amount)),
+        is_hard=row.is_hard,
+        alert_percents=tuple(row.alert_percents),
+        created_at=row.created_at,
+        timezone=row.timezone,
+        shard=row.shard,
+    )

@@ -1,0 +1,150 @@
+"""Routes of price books, which inherit prices, and of the free allowances they give each month."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from billing.store import allowances, price_books
+from billing.store.catalog import missing_models
+from billing.store.pages import AnyRow, Page
+from gateway.api.operator.requests import Change, Operator
+from gateway.api.operator.shapes import Asked, AskedById, Body, ListOf, ModelId, Money, Slug, list_of
+from models.errors import InvalidRequest, NotFound
+
+router = APIRouter()
+
+
+class NewPriceBook(Body):
+    """A price book. A meter that it does not price has the price of its parent; the parent never changes."""
+
+    id: Slug
+    parent: Slug | None = None
+
+
+class PriceBook(BaseModel):
+    """A price book and the one that it inherits from."""
+
+    id: str
+    object: Literal["price_book"] = "price_book"
+    parent: str | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: AnyRow) -> PriceBook:
+        """The answer for a row."""
+        return cls(id=row.id, parent=row.parent, created_at=row.created_at)
+
+
+class AskedBooks(Asked):
+    """Which books to list, by name."""
+
+    after: Slug | None = None
+
+
+class NewAllowance(Body):
+    """Money that each organization of a price book is given each calendar month, for some models or for all."""
+
+    book: Slug
+    amount: Money
+    models: Annotated[list[ModelId], Field(min_length=1, max_length=1_000)] | None = None
+
+
+class Allowance(BaseModel):
+    """A monthly allowance, granted to organizations of its book and currency until it is ended."""
+
+    id: UUID
+    object: Literal["allowance"] = "allowance"
+    book: str
+    amount: Money
+    models: list[str] | None
+    created_at: datetime
+    ended_at: datetime | None
+
+    @classmethod
+    def of(cls, row: AnyRow) -> Allowance:
+        """The answer for a row."""
+        plain = {name: getattr(row, name) for name in ("id", "book", "models", "created_at", "ended_at")}
+        return cls(**plain, amount=Money.of(row.amount, row.currency))
+
+
+class AskedAllowances(AskedById):
+    """Which allowances to list."""
+
+    book: Slug | None = None
+
+
+@router.post("/price_books", response_model=PriceBook)
+async def create_price_book(body: NewPriceBook, request: Operator) -> Response:
+    """Make a price book; one without a parent is also made by the first price that is published in it."""
+
+    async def effect(change: Change) -> PriceBook:
+        if body.parent == body.id:
+            raise InvalidRequest("A price book cannot inherit from itself. Name another parent, or none.", "parent")
+        row = await price_books.create_book(change.connection, body.id, body.parent, change.actor, change.now)
+        change.catalog_changed = True
+        await change.audit("price_book.created", f"price_book:{body.id}", parent=body.parent)
+        return PriceBook.of(row)
+
+    return await request.change(effect)
+
+
+@router.get("/price_books")
+async def list_price_books(asked: Annotated[AskedBooks, Query()], request: Operator) -> ListOf[PriceBook]:
+    """All price books, by name."""
+    async with request.reading() as connection:
+        rows, more = await price_books.list_books(connection, Page(asked.after, asked.limit))
+    return list_of([PriceBook.of(row) for row in rows], more)
+
+
+@router.post("/allowances", response_model=Allowance)
+async def create_allowance(body: NewAllowance, request: Operator) -> Response:
+    """Give the organizations of a price book an allowance from this month on; a worker grants it within a minute."""
+
+    async def effect(change: Change) -> Allowance:
+        units = body.amount.units(body.amount.currency, "amount")
+        if units == 0:
+            raise InvalidRequest("An allowance is above zero. To give none, end the one there is.", param="amount")
+        if missing := await missing_models(change.connection, body.models or []):
+            raise InvalidRequest(f"There is no model {missing[0]!r}. Create it, or leave it out.", param="models")
+        row = await allowances.create_allowance(
+            change.connection,
+            book=body.book,
+            currency=body.amount.currency,
+            amount=units,
+            models=body.models,
+            created_by=change.actor,
+            now=change.now,
+        )
+        asked = body.model_dump(mode="json", exclude_unset=True)
+        await change.audit("allowance.created", f"allowance:{row.id}", **asked)
+        return Allowance.of(row)
+
+    return await request.change(effect)
+
+
+@router.get("/allowances")
+async def list_allowances(asked: Annotated[AskedAllowances, Query()], request: Operator) -> ListOf[Allowance]:
+    """Monthly allowances, oldest first, with those that were ended."""
+    async with request.reading() as connection:
+        rows, more = await allowances.list_allowances(connection, asked.book, asked.page())
+    return list_of([Allowance.of(row) for row in rows], more)
+
+
+@router.post("/allowances/{allowance_id}/end", response_model=Allowance)
+async def end_allowance(allowance_id: UUID, request: Operator) -> Response:
+    """Grant an allowance no more; what was granted for this month stays."""
+
+    async def effect(change: Change) -> Allowance:
+        row = await allowances.end_allowance(change.connection, allowance_id, change.now)
+        if row is None:
+            raise NotFound("There is no such allowance. List them to find its id.")
+        await change.audit("allowance.ended", f"allowance:{allowance_id}")
+        return Allowance.of(row)
+
+    return await request.change(effect)
