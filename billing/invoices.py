@@ -270,8 +270,8 @@ async def _issuable(connection: AsyncConnection, owner: Locked, made: _Composed)
 
 async def _post_invoice(
     connection: AsyncConnection, owner: Locked, invoice_id: UUID, made: _Composed, now: datetime
-) -> int | None:
-    """What was used becomes what is owed. None where there is nothing to post: credit paid for all."""
+) -> int:
+    """What was used becomes what is owed. Where credit paid for all, the posting moves nothing, but is there."""
     receivable, unbilled = owner.account(AccountKind.RECEIVABLE), owner.account(AccountKind.UNBILLED)
     tax, rounding = owner.sellers(AccountKind.TAX_PAYABLE), owner.sellers(AccountKind.ROUNDING)
     assessed = made.assessed
@@ -284,8 +284,6 @@ async def _post_invoice(
         (taxed, tax, assessed.tax),
     ]
     transfers = [Transfer(debit, credit, Units(amount)) for debit, credit, amount in moved if amount]
-    if not transfers:
-        return None
     posting = Posting(
         owner.id,
         f"invoice:{invoice_id}",

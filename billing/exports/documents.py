@@ -38,7 +38,7 @@ def issued(until: str | None = None) -> str:
       select document.*, case
           when is_void then 'void'
           when is_written_off then 'uncollectible'
-          when total > 0 and applied >= total then 'paid'
+          when applied >= total then 'paid'
           else 'open' end as status
         from (
           select invoice.id, invoice.organization_id, invoice.kind, invoice.corrects, invoice.series, invoice.number,

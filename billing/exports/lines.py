@@ -155,6 +155,9 @@ class Lines:
             if given is not None:
                 values = ", ".join(f"cast(:{word}_{name} as {type_})" for name, type_ in self.key)
                 conditions.append(f"({names}) {sign} ({values})")
+                # Through a join a comparison of rows finds no index; one of the first column does.
+                first, type_ = self.key[0]
+                conditions.append(f"{first} {sign.rstrip('=')}= cast(:{word}_{first} as {type_})")
         return " and ".join(conditions)
 
     def _values(self, word: str, key: tuple[Any, ...] | None) -> dict[str, Any]:
