@@ -146,7 +146,7 @@ class _Composed:
             "total": self.assessed.total,
             "rounding": self.assessed.rounding,
             "tax_detail": stored.tax_json(self.tax),
-            "buyer": stored.party_json(_buyer(organization)),
+            "buyer": stored.party_json(buyer_party(organization)),
             "language": organization.language,
             "purchase_order": organization.purchase_order,
         }
@@ -191,7 +191,8 @@ async def _of_month(connection: AsyncConnection, organization_id: UUID, month: d
     return alive[0] if alive else None
 
 
-def _buyer(row: AnyRow) -> Party:
+def buyer_party(row: AnyRow) -> Party:
+    """An organization as a document shows it."""
     return Party(
         legal_name=row.legal_name or row.name,
         country=row.country,
@@ -463,7 +464,7 @@ async def _issue_note(
         "tax": tax,
         "total": amount,
         "tax_detail": stored.tax_json(known.tax),
-        "buyer": stored.party_json(_buyer(owner.row)),
+        "buyer": stored.party_json(buyer_party(owner.row)),
         "seller": stored.party_json(taxes.seller_party(seller)),
         "language": owner.row.language,
         "purchase_order": known.purchase_order,

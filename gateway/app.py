@@ -19,7 +19,7 @@ from billing.journal.journal import open_journal
 from billing.store.engine import make_engine
 from billing.tokens import Tokenizers
 from gateway import telemetry
-from gateway.api import billing, errors, invoices, openai, operator, probes
+from gateway.api import alerts, billing, documents, errors, invoices, openai, operator, probes, webhooks
 from gateway.api.limits import BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
@@ -46,8 +46,11 @@ Every call is paid for exactly; its receipt is at `/v1/calls/{call_id}`, and the
 """
 
 
-def make_api(*, docs_enabled: bool) -> FastAPI:
-    """The control routes: everything but the metered endpoints. Unknown routes are refused, never passed on."""
+def make_api(*, docs_enabled: bool, takes_webhooks: bool = True) -> FastAPI:
+    """The control routes: everything but the metered endpoints. Unknown routes are refused, never passed on.
+
+    Without a secret of a payment provider there is no route for its webhooks.
+    """
     api = FastAPI(
         title="Tollgate",
         version="0.1.0",
@@ -57,8 +60,11 @@ def make_api(*, docs_enabled: bool) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for room in (openai, billing, invoices, operator, probes):
+    # Documents before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
+    for room in (openai, documents, billing, alerts, invoices, operator, probes):
         api.include_router(room.router)
+    if takes_webhooks:
+        api.include_router(webhooks.router)
     describe_calls(api)
     errors.install(api)
     api.add_middleware(BodyLimit)
@@ -70,7 +76,8 @@ class Tollgate:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.api = make_api(docs_enabled=settings.docs_enabled)
+        takes_webhooks = bool(settings.payment_webhook_secrets)
+        self.api = make_api(docs_enabled=settings.docs_enabled, takes_webhooks=takes_webhooks)
         self.parts: Parts
         self.running: Running
         self.readiness: probes.Readiness

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from fastapi import Security
 from fastapi.dependencies.models import Dependant
-from fastapi.openapi.models import HTTPBearer
+from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer
 from fastapi.security.base import SecurityBase
 from sqlalchemy.ext.asyncio import AsyncEngine
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from billing.store.keys import find_admin_keys, find_api_keys, find_operator_keys
 from gateway.clock import Clock
 from gateway.key_cache import KeyCache
 from gateway.keys import LONGEST_KEY, KeyKind, digest, well_formed
 from gateway.parts import parts_of
+from gateway.signatures import check_signature
 from models.account import AdminPrincipal, OperatorPrincipal, Principal
-from models.errors import InvalidRequest, NotAuthenticated, NotPermitted
+from models.errors import InvalidRequest, NotAuthenticated, NotFound, NotPermitted
 
 AnyPrincipal: TypeAlias = Principal | AdminPrincipal | OperatorPrincipal
 
@@ -189,12 +191,73 @@ async def require_reader(
     return await parts_of(connection).keys.reader(credential(connection.scope["headers"]))
 
 
+@dataclass(frozen=True, slots=True)
+class SignedBody:
+    """A body that a payment provider has signed; there is no other way to make one."""
+
+    provider: str
+    body: bytes
+
+
+class _SignatureScheme(SecurityBase):
+    """Names the signature on the OpenAPI page; `check_signature` reads it."""
+
+    def __init__(self) -> None:
+        self.model = APIKey.model_validate(
+            {
+                "in": APIKeyIn.header,
+                "name": "Stripe-Signature",
+                "description": 'HMAC-SHA256 of "<t>.<body>" with the secret of the provider: `t=<seconds>,v1=<hex>`.',
+            }
+        )
+        self.scheme_name = "WebhookSignature"
+
+    def __call__(self) -> None:
+        return None
+
+
+_SIGNATURE: Final = _SignatureScheme()
+_LARGEST_WEBHOOK_BYTES: Final = 256 * 1024
+
+
+async def require_signature(provider: str, request: Request, _: None = Security(_SIGNATURE)) -> SignedBody:
+    """Guard of the routes of payment providers: the body, which the provider of the path has signed just now.
+
+    A provider without a secret is not there: 404. The body is bounded before it is looked at.
+    """
+    settings = parts_of(request).settings
+    secret = settings.payment_webhook_secrets.get(provider)
+    if secret is None:
+        raise NotFound("There is no such payment provider here.")
+    headers = request.headers.getlist(f"{provider}-signature")
+    body = await _bounded_body(request)
+    check_signature(
+        # Two headers are ambiguous, as two credentials are: neither counts.
+        headers[0].encode("latin-1") if len(headers) == 1 else b"",
+        body,
+        secret.get_secret_value().encode(),
+        # The provider's clock is the world's, also where the billing clock rehearses another month.
+        int(time.time()),
+        settings.payment_webhook_tolerance_seconds,
+    )
+    return SignedBody(provider, body)
+
+
+async def _bounded_body(request: Request) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _LARGEST_WEBHOOK_BYTES:
+            raise InvalidRequest(f"The body is larger than {_LARGEST_WEBHOOK_BYTES} bytes.", status=413)
+    return bytes(body)
+
+
 async def public_route() -> None:
     """Marks a route that anybody may call, on purpose."""
 
 
 GUARDS: Final[frozenset[Callable[..., Any]]] = frozenset(
-    {require_api_key, require_admin, require_operator, require_reader, public_route}
+    {require_api_key, require_admin, require_operator, require_reader, require_signature, public_route}
 )
 
 

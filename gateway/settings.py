@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from billing.providers import PROVIDERS
 from models.errors import InvalidAmount
 from models.money import parse_amount
+
+SHORTEST_WEBHOOK_SECRET = 16
+"""A secret that can be guessed is as good as none: whoever has it makes money."""
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -45,6 +50,13 @@ class Settings(BaseSettings):
     docs_enabled: bool = Field(False, description="Serve /docs and /openapi.json on the public port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     clock: datetime | None = Field(None, description="Start of the billing clock, for rehearsing months under `up`")
+
+    payment_webhook_secrets: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict, description='Secret of each payment provider, as JSON: {"stripe": "whsec_..."}'
+    )
+    payment_webhook_tolerance_seconds: int = Field(
+        300, ge=1, le=3_600, description="How far the time of a payment webhook may be from now"
+    )
 
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0, description="Largest request body")
     max_connections: int = Field(4_096, gt=0, description="Open client connections per process")
@@ -90,3 +102,27 @@ class Settings(BaseSettings):
     def invoice_safety_units(self) -> dict[str, int]:
         """The totals above which a person must look, in ledger units by currency."""
         return {code: parse_amount(amount, code) for code, amount in self.invoice_safety_total.items()}
+
+    @field_validator("payment_webhook_secrets", mode="before")
+    @classmethod
+    def _read_secrets(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("it is not a JSON object") from None
+
+    @field_validator("payment_webhook_secrets")
+    @classmethod
+    def _refuse_guessable(cls, secrets: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        stripped = {provider: secret.get_secret_value().strip() for provider, secret in secrets.items()}
+        for provider, secret in stripped.items():
+            if provider not in PROVIDERS:
+                raise ValueError(f"a provider is one of {', '.join(PROVIDERS)}")
+            if len(secret) < SHORTEST_WEBHOOK_SECRET:
+                raise ValueError(
+                    f"the secret of {provider} is empty or shorter than {SHORTEST_WEBHOOK_SECRET} characters; take it"
+                    " from the provider, or leave the provider out"
+                )
+        return {provider: SecretStr(secret) for provider, secret in stripped.items()}

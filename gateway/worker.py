@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -26,6 +27,7 @@ from starlette.routing import Route
 from billing.allowances import grant_allowances
 from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore, make_hot_store
+from billing.notices import notice
 from billing.projection import project_all
 from billing.rebuild import ensure_epoch
 from billing.sealing import seal_postings
@@ -36,6 +38,7 @@ from billing.store.ledger import ensure_partitions
 from billing.store.shards import epochs, positions
 from billing.sweeper import Swept, sweep_shard
 from gateway.clock import Clock
+from gateway.deliveries import AT_ONCE, Post, deliver
 from gateway.server import InternalServer, config_of
 from gateway.telemetry import REGISTRY, WORKER
 from models.errors import Unavailable
@@ -50,13 +53,14 @@ WEATHER: Final = (Unavailable, SQLAlchemyError, asyncpg.PostgresError, asyncpg.I
 
 _BATCH: Final = 1_000
 _HANDS: Final = 3
-"""Shards booked at a time: below the engine's connections, so that tidying always has one."""
+"""Shards booked at a time: below the engine's connections, so that tidying and alerting always have one each."""
 
 _WAIT_MS: Final = 500
 _LINGER_SECONDS: Final = 0.5
 _BUSY_SECONDS: Final = 0.05
 _TIDY_SECONDS: Final = 5.0
 _SWEEP_SECONDS: Final = 5.0
+_ALERT_SECONDS: Final = 5.0
 _PARTITION_EVERY: Final = timedelta(hours=12)
 _LONGEST_REST_SECONDS: Final = 10.0
 _LAST_ROUNDS_SECONDS: Final = 5.0
@@ -66,8 +70,9 @@ _log = structlog.get_logger()
 
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """Work until `stop` is set, then book what is left and return; a part that is away is waited for."""
-    engine = make_engine(settings.database_url.get_secret_value(), pool_size=4, application_name="tollgate worker")
+    engine = make_engine(settings.database_url.get_secret_value(), pool_size=5, application_name="tollgate worker")
     hot = await make_hot_store(settings.redis_url.get_secret_value())
+    post = Post(settings.key_pepper.get_secret_value().encode())
     try:
         worker = Worker(engine, hot, Clock(settings.clock), stop)
         async with showing_metrics(settings.internal_host, settings.worker_internal_port):
@@ -75,8 +80,10 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
                 tasks.create_task(worker.keep(worker.book))
                 tasks.create_task(worker.keep(worker.tidy))
                 tasks.create_task(worker.keep(worker.sweep))
+                tasks.create_task(worker.keep(partial(worker.alert, post)))
             await worker.finish()
     finally:
+        await post.close()
         await hot.close()
         await engine.dispose()
 
@@ -130,11 +137,11 @@ class Worker:
             except WEATHER as error:
                 failures += 1
                 if failures == 1:
-                    _log.warning("worker_waits", action=work.__name__, reason=f"{type(error).__name__}: {error}")
+                    _log.warning("worker_waits", action=_name_of(work), reason=f"{type(error).__name__}: {error}")
                 await self._pause(min(_LONGEST_REST_SECONDS / 5, 0.1 * 2 ** min(failures, 6)))
             else:
                 if failures:
-                    _log.info("worker_goes_on", action=work.__name__, attempt=failures)
+                    _log.info("worker_goes_on", action=_name_of(work), attempt=failures)
                 failures = 0
 
     async def book(self) -> None:
@@ -179,6 +186,17 @@ class Worker:
         for shard in range(SHARDS):
             _tell(await sweep_shard(self._hot, shard, self._clock.now()))
         await self._pause(_SWEEP_SECONDS)
+
+    async def alert(self, post: Post) -> None:
+        """Notice what people want to be told of, and send it to them."""
+        started = time.monotonic()
+        if given := await notice(self._engine, self._clock.now()):
+            _log.info("alerts_given", count=given)
+        noticed = time.monotonic() - started
+        while await deliver(self._engine, post, self._clock.now()) == AT_ONCE and not self._stop.is_set():
+            pass
+        # As with tidying: however much there is to look at, a tenth of the time at most.
+        await self._pause(max(_ALERT_SECONDS, 9 * noticed))
 
     async def finish(self) -> None:
         """Book what is on the streams now, for some seconds at most; what stays is booked by the next worker."""
@@ -246,6 +264,11 @@ class Worker:
                 await self._stop.wait()
         except TimeoutError:
             pass
+
+
+def _name_of(work: Callable[[], Awaitable[None]]) -> str:
+    named = work.func if isinstance(work, partial) else work
+    return named.__name__
 
 
 def _tell(swept: Swept) -> None:

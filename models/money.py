@@ -31,15 +31,16 @@ class Currency:
     code: str
     minor_digits: int
     ledger_scale: int
+    symbol: str
 
 
 CURRENCIES: Final = {
     currency.code: currency
     for currency in (
-        Currency("USD", 2, 9),
-        Currency("EUR", 2, 9),
-        Currency("KRW", 0, 6),
-        Currency("JPY", 0, 6),
+        Currency("USD", 2, 9, "$"),
+        Currency("EUR", 2, 9, "€"),
+        Currency("KRW", 0, 6, "₩"),
+        Currency("JPY", 0, 6, "¥"),
     )
 }
 
@@ -60,6 +61,12 @@ def amount_text(units: int, code: str) -> str:
 def parse_amount(text: str, code: str) -> Units:
     """Ledger units of a decimal text, exactly; raises `InvalidAmount` for more digits than the ledger has."""
     return Units(_parse(text, currency(code).ledger_scale))
+
+
+def units_of_minor(amount_minor: int, code: str) -> Units:
+    """Ledger units of an amount in the minor unit, as payment providers state it: 1999 is $19.99, or ₩1999."""
+    kept = currency(code)
+    return Units(amount_minor * 10 ** (kept.ledger_scale - kept.minor_digits))
 
 
 def price_text(price: int, code: str) -> str:
@@ -93,9 +100,28 @@ def parse_price_each(text: str, code: str) -> MilliUnits:
     return MilliUnits(price)
 
 
+def shown_amount(units: int, code: str) -> str:
+    """An amount as a document for people shows it: 1234560000000 USD units are `$1,234.56`; more digits only if any."""
+    kept = currency(code)
+    return _shown(units, kept.ledger_scale, kept)
+
+
+def shown_price(price: int, code: str, per: int = 1_000_000) -> str:
+    """A price in milli-units per unit, as a document for people shows it: per million units, or per one."""
+    kept = currency(code)
+    return _shown(price * per, kept.ledger_scale + 3, kept)
+
+
 def money(units: int, code: str) -> dict[str, str]:
     """The JSON form of an amount, as DESIGN section 6 fixes it."""
     return {"amount": amount_text(units, code), "currency": code}
+
+
+def _shown(value: int, scale: int, kept: Currency) -> str:
+    whole, fraction = divmod(abs(value), 10**scale)
+    digits = f"{fraction:0{scale}d}".rstrip("0").ljust(kept.minor_digits, "0")
+    sign = "-" if value < 0 else ""
+    return f"{sign}{kept.symbol}{whole:,}.{digits}" if digits else f"{sign}{kept.symbol}{whole:,}"
 
 
 def _text(value: int, scale: int) -> str:

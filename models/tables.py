@@ -92,12 +92,16 @@ organization = Table(
     Column("tax_treatment", Text),
     # Why no invoice of it is issued until a person has looked.
     Column("parked_reason", Text),
+    # Below this balance there is an alert; null is none.
+    Column("low_balance", AMOUNT),
     _one_of("currency", "USD", "EUR", "KRW", "JPY"),
     _one_of("billing_mode", "prepaid", "postpaid", "hybrid"),
     CheckConstraint("credit_limit >= 0", name="credit_limit"),
     CheckConstraint("billing_mode <> 'prepaid' or credit_limit = 0", name="prepaid_without_credit"),
     _one_of("language", "en", "ko"),
     CheckConstraint("payment_terms_days between 0 and 365", name="payment_terms_days"),
+    CheckConstraint("low_balance > 0", name="low_balance"),
+    Index("organization_low_balance_idx", "id", postgresql_where=text("low_balance is not null")),
     _one_of("tax_treatment", "standard", "exempt", "reverse_charge", "zero_rated"),
 )
 
@@ -386,6 +390,8 @@ credit_grant = Table(
     Column("effective_at", MOMENT, nullable=False),
     Column("expires_at", MOMENT),
     Column("voided_at", MOMENT),
+    # When it was noticed that nothing is left of it, for whatever reason.
+    Column("emptied_at", MOMENT),
     _created_at(),
     # How much of what is left at its expiry goes into a grant that begins then, and the grant that this one came from.
     Column("rollover_max", AMOUNT, nullable=False, server_default="0"),
@@ -404,6 +410,7 @@ credit_grant = Table(
         "id",
         postgresql_where=text("remaining > 0 and voided_at is null"),
     ),
+    Index("credit_grant_emptied_idx", "id", postgresql_where=text("remaining = 0 and emptied_at is null")),
 )
 
 grant_draw = Table(
@@ -868,6 +875,89 @@ allocation = Table(
     _created_at(),
     CheckConstraint("amount <> 0", name="amount"),
     CheckConstraint("(payment_id is null) <> (credit_note_id is null)", name="source"),
+)
+
+# Payment providers, and alerts ----------------------------------------------------------------------------------------
+
+webhook_event = Table(
+    "webhook_event",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    # What a provider tells is taken once: the row and its booking commit together.
+    Column("provider", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("received_at", MOMENT, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    # Why it was not booked, or by which other event it was.
+    Column("reason", Text),
+    # The payment's own, the same in every event about it.
+    Column("reference", Text, nullable=False),
+    # Only where there is such an organization.
+    Column("organization_id", Uuid, ForeignKey("organization.id")),
+    # In the minor unit of the currency that the provider names.
+    Column("amount_minor", BigInteger),
+    Column("currency", Text),
+    # What else is kept of the event: nothing of cards, names or addresses.
+    Column("payload", JSONB, nullable=False),
+    _one_of("kind", "succeeded", "refunded", "disputed"),
+    _one_of("state", "booked", "repeated", "unbooked"),
+    CheckConstraint("octet_length(digest) = 32", name="digest"),
+    UniqueConstraint("provider", "event_id"),
+    Index("webhook_event_provider_reference_idx", "provider", "reference"),
+)
+
+alert = Table(
+    "alert",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    # Null where it is the operator's alone.
+    Column("organization_id", Uuid, ForeignKey("organization.id")),
+    # What it is about: one that has not ended is not given again.
+    Column("subject", Text, nullable=False),
+    Column("detail", JSONB, nullable=False),
+    _created_at(),
+    Column("ended_at", MOMENT),
+    Index(
+        "alert_once_key",
+        "kind",
+        "subject",
+        unique=True,
+        postgresql_where=text("ended_at is null"),
+    ),
+    Index("alert_organization_id_idx", "organization_id", "id"),
+)
+
+alert_endpoint = Table(
+    "alert_endpoint",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    # Whose alerts it gets; null is everybody's, and the operator's own.
+    Column("organization_id", Uuid, ForeignKey("organization.id"), index=True),
+    Column("url", Text, nullable=False),
+    # The secret that alerts are signed with, sealed with the pepper.
+    Column("sealed_secret", Text, nullable=False),
+    Column("kinds", ARRAY(Text), nullable=False),
+    _created_at(),
+    Column("removed_at", MOMENT),
+)
+
+alert_delivery = Table(
+    "alert_delivery",
+    metadata,
+    # The outbox: written with the alert, and tried until the receiver has taken it.
+    Column("alert_id", Uuid, ForeignKey("alert.id"), primary_key=True),
+    Column("endpoint_id", Uuid, ForeignKey("alert_endpoint.id"), primary_key=True),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    # When it is tried next; null once it is delivered or given up.
+    Column("next_at", MOMENT),
+    Column("delivered_at", MOMENT),
+    # The receiver's last status, or why there was none.
+    Column("last_status", Integer),
+    Column("last_error", Text),
+    Index("alert_delivery_next_at_idx", "next_at", postgresql_where=text("next_at is not null")),
 )
 
 reconciliation = Table(

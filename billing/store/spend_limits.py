@@ -30,6 +30,7 @@ class StoredLimit:
     created_at: datetime
     timezone: str
     shard: int
+    currency: str
 
     @property
     def scope(self) -> str:
@@ -125,7 +126,7 @@ async def hard_limits_of_keys(
 
 async def _limits(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> list[StoredLimit]:
     rows = await connection.execute(
-        select(spend_limit, organization.c.timezone, organization.c.shard)
+        select(spend_limit, organization.c.timezone, organization.c.shard, organization.c.currency)
         .join(organization, organization.c.id == spend_limit.c.organization_id)
         .where(spend_limit.c.removed_at.is_(None), *conditions)
         .order_by(spend_limit.c.id)
@@ -145,4 +146,5 @@ def _limit(row: Row[Any]) -> StoredLimit:
         created_at=row.created_at,
         timezone=row.timezone,
         shard=row.shard,
+        currency=row.currency,
     )

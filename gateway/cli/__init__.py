@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-ROOMS = ("run", "operate", "finance", "report", "audit", "reconcile")
+ROOMS = ("run", "operate", "finance", "alerts", "report", "audit", "reconcile")
 """Modules of this package with a `register(app)`, in the order in which `--help` lists their commands."""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import invoices, payments, prices, sales, taxes, tenants
+from gateway.cli import documents, invoices, payments, prices, sales, taxes, tenants
+
+invoices.invoice.command("pdf")(documents.write_pdf)
 
 
 def register(app: typer.Typer) -> None:

@@ -50,13 +50,13 @@ class OperatorClient:
         given = {name: value for name, value in (body or {}).items() if value is not None}
         return self._answered("POST", path, json=given or None, headers={"idempotency-key": str(uuid4())})
 
-    def file(self, path: str, **query: str | None) -> bytes:
-        """The content that a GET answers, as it came."""
+    def file(self, path: str, **query: str | None) -> httpx.Response:
+        """The answer of a GET below /operator/v1 that is a file, with its headers."""
         given = {name: value for name, value in query.items() if value is not None}
         response = self._sent("GET", path, params=given)
         if not response.is_success:
             self._refused(response)
-        return response.content
+        return response
 
     def send(self, path: str, content: bytes, media_type: str, **query: str | None) -> Answer:
         """The answer of a POST of a file; it carries an Idempotency-Key, as `post` does."""
@@ -86,11 +86,9 @@ class OperatorClient:
 
     def _answered(self, method: str, path: str, **request: Any) -> Answer:
         response = self._sent(method, path, **request)
-        if not response.is_success:
-            self._refused(response)
-        return self._json(response)
+        return self._parsed(response) if response.is_success else self._refused(response)
 
-    def _json(self, response: httpx.Response) -> Answer:
+    def _parsed(self, response: httpx.Response) -> Answer:
         try:
             answer: Answer = response.json()
         except ValueError:
@@ -98,7 +96,7 @@ class OperatorClient:
         return answer
 
     def _refused(self, response: httpx.Response) -> NoReturn:
-        answer = self._json(response)
+        answer = self._parsed(response)
         try:
             message, param = answer["error"]["message"], answer["error"]["param"]
         except (KeyError, TypeError):

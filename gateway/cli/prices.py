@@ -113,7 +113,7 @@ def export_prices(
     Example: `tollgate price export --book default --out prices.csv`
     """
     with operator_client(data_dir, url, operator_key) as client:
-        content = client.file("/prices/export", book=book, at=instant(at))
+        content = client.file("/prices/export", book=book, at=instant(at)).content
     if out is None:
         typer.echo(content, nl=False)
         return

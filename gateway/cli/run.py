@@ -115,7 +115,7 @@ def _sentence(kind: str, location: tuple[int | str, ...], reason: str) -> str:
     described = Settings.model_fields[field].description if field in Settings.model_fields else None
     if kind == "missing":
         return f"Set {name} ({described})."
-    return f"Correct {name} ({described}): {reason}."
+    return f"Correct {name} ({described}): {reason.removeprefix('Value error, ')}."
 
 
 def _read_clock() -> datetime | None:

@@ -41,7 +41,7 @@ def test_each_command_has_an_example(group: str, command: str) -> None:
 
 def test_all_the_agreed_commands_are_there() -> None:
     agreed = {
-        "org": ["create", "list", "show", "grant", "balance", "close"],
+        "org": ["create", "list", "show", "update", "grant", "balance", "close"],
         "project": ["create", "list"],
         "key": ["create", "list", "revoke"],
         "model": ["add", "list", "remove"],
@@ -50,6 +50,13 @@ def test_all_the_agreed_commands_are_there() -> None:
             *("set", "list", "export", "import", "dry-run", "add-book", "books"),
             *("add-allowance", "allowances", "end-allowance"),
         ],
+        "invoice": [
+            *("run", "list", "show", "finalize", "void", "reissue", "credit", "writeoff", "approve", "release"),
+            *("ageing", "statement"),
+        ],
+        "payment": ["record", "list", "allocate", "refund"],
+        "seller": ["set", "show"],
+        "tax": ["set", "list", "end"],
     }
     assert sorted(COMMANDS) == sorted((group, command) for group, names in agreed.items() for command in names)
 

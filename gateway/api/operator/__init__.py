@@ -5,9 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 
 from gateway.api.operator import (
+    alerts,
     backends,
     costs,
     credentials,
+    documents,
     grants,
     invoices,
     language_models,
@@ -29,6 +31,8 @@ from gateway.auth import require_operator
 # The guard stands here too, so that a route is guarded whatever its file forgets.
 router = APIRouter(prefix="/operator/v1", tags=["operator"], dependencies=[Depends(require_operator)])
 for room in (
+    # Before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
+    documents,
     organizations,
     projects,
     credentials,
@@ -47,5 +51,6 @@ for room in (
     periods,
     shares,
     costs,
+    alerts,
 ):
     router.include_router(room.router)

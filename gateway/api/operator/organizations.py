@@ -62,6 +62,7 @@ class NewOrganization(Body):
     timezone: Timezone = "UTC"
     billing_mode: BillingMode = BillingMode.PREPAID
     credit_limit: Money | None = None
+    low_balance: Money | None = None
     price_book: Slug = "default"
     limits: LimitsBody = LimitsBody()
     address: Text | None = None
@@ -82,6 +83,7 @@ class OrganizationUpdate(Body):
     timezone: Timezone | None = None
     billing_mode: BillingMode | None = None
     credit_limit: Money | None = None
+    low_balance: Money | None = None
     price_book: Slug | None = None
     limits: LimitsBody | None = None
     address: Text | None = None
@@ -105,6 +107,7 @@ class Organization(BaseModel):
     timezone: str
     billing_mode: BillingMode
     credit_limit: Money
+    low_balance: Money | None
     price_book: str
     limits: LimitsBody
     address: str | None
@@ -122,6 +125,7 @@ class Organization(BaseModel):
         """The answer for a row."""
         plain = {name: getattr(row, name) for name in cls.model_fields if name not in ("object", "limits")}
         plain["credit_limit"] = Money.of(row.credit_limit, row.currency)
+        plain["low_balance"] = None if row.low_balance is None else Money.of(row.low_balance, row.currency)
         return cls(**plain, limits=LimitsBody.of(row))
 
 
@@ -145,6 +149,7 @@ async def create_organization(body: NewOrganization, request: Operator) -> Respo
         _check_mode(body.billing_mode, credit_limit)
         columns = body.model_dump(exclude={"credit_limit", "limits"}) | body.limits.columns()
         columns |= _tax_id(body.country, body.tax_id)
+        columns["low_balance"] = _low_balance(body.low_balance, body.currency)
         organization_id = uuid7(change.now)
         row = await stored.create_organization(
             change.connection,
@@ -189,6 +194,8 @@ async def update_organization(organization_id: UUID, body: OrganizationUpdate, r
         columns = _changed(body)
         if columns.keys() & {"country", "tax_id"}:
             columns |= _tax_id(columns.get("country", row.country), columns.get("tax_id", row.tax_id))
+        if "low_balance" in columns:
+            columns["low_balance"] = _low_balance(body.low_balance, row.currency)
         # A prepaid organization has no limit, so a limit is taken away before the mode changes and given after it.
         if credit_limit == 0:
             await set_credit_limit(change.connection, organization_id, Units(0))
@@ -263,8 +270,13 @@ def _tax_id(country: str | None, tax_id: str | None) -> dict[str, str]:
     return {} if tax_id is None else {"tax_id": check_tax_id(country, tax_id)}
 
 
+def _low_balance(low_balance: Money | None, currency: str) -> Units | None:
+    """The balance below which there is an alert; zero is never below, so it is none."""
+    return None if low_balance is None else low_balance.units(currency, "low_balance") or None
+
+
 def _changed(body: OrganizationUpdate) -> dict[str, Any]:
-    optional = {"legal_name", "country", "tax_id", "address", "email", "purchase_order", "tax_treatment"}
+    optional = {"legal_name", "country", "tax_id", "address", "email", "purchase_order", "tax_treatment", "low_balance"}
     columns = body.model_dump(exclude_unset=True, exclude={"credit_limit", "limits"})
     for name, value in columns.items():
         if value is None and name not in optional:

@@ -77,6 +77,7 @@ async def set_spend_limit(organization_id: UUID, body: NewSpendLimit, request: O
             created_at=change.now,
             timezone=organization.timezone,
             shard=organization.shard,
+            currency=organization.currency,
         )
         await stored.set_limit(change.connection, limit)
         asked = body.model_dump(mode="json", exclude_unset=True)

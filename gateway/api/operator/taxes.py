@@ -149,11 +149,12 @@ async def create_tax_rule(body: NewTaxRule, request: Operator) -> Response:
 
 
 @router.post("/tax_rules/{rule_id}/end", response_model=TaxRuleAnswer)
-async def end_tax_rule(rule_id: UUID, body: TaxRuleEnd, request: Operator) -> Response:
+async def end_tax_rule(rule_id: UUID, request: Operator, body: TaxRuleEnd | None = None) -> Response:
     """End a tax rule, without another in its place."""
 
     async def effect(change: Change) -> TaxRuleAnswer:
-        row = await taxes.end_rule(change.connection, rule_id, body.effective_to or change.now)
+        moment = None if body is None else body.effective_to
+        row = await taxes.end_rule(change.connection, rule_id, moment or change.now)
         if row is None:
             raise NotFound("There is no such tax rule.")
         await change.audit("tax_rule.ended", f"tax_rule:{rule_id}")

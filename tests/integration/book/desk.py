@@ -15,14 +15,14 @@ from billing.charges import charge as close
 from billing.invoices import Policy, cut_off, draft, finalize
 from billing.months import bounds_of, month_of
 from billing.payments import NewPayment, Recorded, record_payment
-from billing.settlement import book_shard
+from billing.settlement import book_shard, open_accounts
 from billing.store.taxes import NewTaxRule, add_rule, set_seller
 from billing.tax import TaxRule
 from billing.verify import verify
-from models.call import Charge
+from models.call import Charge, Hold
 from models.ids import uuid7
 from models.invoice import Invoice, TaxTreatment
-from models.money import MilliUnits, Units
+from models.money import LARGEST_BALANCE_UNITS, MilliUnits, Units
 from models.tables import account, account_balance, organization, organization_balance, price_version
 from models.usage import Ending, TokenUsage, UsageSource
 from tests.integration.book.shop import MODEL, Shop, Tenant, now
@@ -76,11 +76,13 @@ class Desk:
     ) -> Charge:
         """A call of last month with as many tokens in (half of them cached) as out: 712.5 units of each; booked."""
         ended = at or BEGIN + timedelta(days=3)
-        hold = await self.shop.hold(tenant, 10 * DOLLAR)
-        assert await self.shop.hot.void(hold)
-        origin = replace(hold.request.origin, call_id=uuid7(ended), created_at=ended)
-        rates = hold.request.rates if version_ids is None else await self._rates(version_ids)
-        hold = replace(hold, request=replace(hold.request, origin=origin, rates=rates), encoded=b"")
+        request = self.shop.request(tenant, LARGEST_BALANCE_UNITS)
+        async with self.engine.connect() as connection:
+            owner = organization.c.id == tenant.organization_id
+            code = (await connection.execute(select(organization.c.currency).where(owner))).scalar_one()
+        origin = replace(request.origin, call_id=uuid7(ended), created_at=ended, currency=code)
+        rates = request.rates if version_ids is None else await self._rates(version_ids)
+        hold = Hold(replace(request, origin=origin, rates=rates))
         measured = Measured(TokenUsage(tokens, tokens, tokens // 2), UsageSource.BACKEND)
         charge = close(hold, measured, ending=Ending.FINISHED, deployment="local", ended_at=ended)
         assert await self.shop.hot.settle(hold, charge)
@@ -114,6 +116,32 @@ class Desk:
                 insert(price_version).values(id=version_id, effective=Range(since, None), created_by="test", **values)
             )
         return (*(each for each in self.shop.rates.version_ids if each != old.id), version_id)
+
+    async def korean(self) -> tuple[Tenant, tuple[UUID, ...]]:
+        """A customer that pays in won, with the price versions for it: 75 won for a million tokens in, 300 out."""
+        tenant = await self.shop.tenant()
+        owner = tenant.organization_id
+        prices = {"input": 75_000, "cached_input": 75_000, "output": 300_000}
+        version_ids = tuple(uuid7(now()) for _ in prices)
+        columns = {"currency": "KRW", "billing_mode": "postpaid", "credit_limit": 10**12, "timezone": "Asia/Seoul"}
+        await self.change(tenant, **columns, country="KR", tax_id="2208162517", language="ko")
+        async with self.engine.begin() as connection:
+            await open_accounts(connection, owner, "KRW")
+            for version_id, (meter, price) in zip(version_ids, prices.items(), strict=True):
+                await connection.execute(
+                    insert(price_version).values(
+                        id=version_id,
+                        book="default",
+                        model_id=MODEL,
+                        meter=meter,
+                        currency="KRW",
+                        price=price,
+                        effective=Range(BEGIN - timedelta(days=5), None),
+                        created_by="test",
+                    )
+                )
+        await self.shop.project(tenant)
+        return tenant, version_ids
 
     # The verbs.
 

@@ -22,7 +22,7 @@ from models.invoice import AmendmentReason, Invoice, InvoiceState, LineKind, Tax
 from models.ledger import GrantKind
 from models.money import Units
 from models.tables import invoice, organization_balance, usage_day
-from tests.integration.book.desk import BEGIN, CENT, DOLLAR, END, LATER, MONTH, VAT, Desk
+from tests.integration.book.desk import BEGIN, CENT, DOLLAR, END, LATER, MONTH, VAT, WON, Desk
 from tests.integration.book.shop import Shop, now
 
 pytestmark = pytest.mark.anyio
@@ -268,6 +268,26 @@ async def test_a_korean_invoice_says_what_it_must(shop: Shop) -> None:
     assert note.korea.written_on == LATER.date(), "the day of the change"
     assert other.korea is not None
     assert other.korea.written_on == issued.korea.written_on, "the day of the original"
+    await desk.clean()
+
+
+async def test_a_customer_that_pays_in_won(shop: Shop) -> None:
+    desk = Desk(shop)
+    await desk.open(TaxRule(TaxTreatment.STANDARD, 100_000, name="부가가치세"), country="KR", tax_id="1248100998")
+    tenant, versions = await desk.korean()
+    calls = [await desk.use(tenant, tokens, version_ids=versions) for tokens in (4_321_987, 77_000_001)]
+    exact = sum(call.amount for call in calls)
+    issued = await desk.bill(tenant)
+    supply = divide_half_even(exact, WON) * WON
+    tax = divide_half_even(supply, 10 * WON) * WON
+    assert issued.korea is not None
+    assert (issued.subtotal, issued.korea.supply_value, issued.korea.tax) == (supply, supply, tax)
+    assert all(line.rounded % WON == 0 for line in issued.lines)
+    assert (issued.starts_at, issued.ends_at) == bounds_of(MONTH, "Asia/Seoul")
+    assert sum(line.rounded for line in issued.lines) == supply
+    paid = await desk.pay(tenant, issued.total, currency="KRW")
+    assert paid.payment.allocated == supply + tax
+    assert await desk.posted(tenant) == 0
     await desk.clean()
 
 

@@ -1,0 +1,1 @@
+"""Webhooks in both directions, on the real Postgres and Redis of the session."""
