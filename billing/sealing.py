@@ -16,6 +16,9 @@ from billing.store.seals import GENESIS, Seal
 
 _BATCH: Final = 2_000
 _LOCK_TIMEOUT: Final = "55P03"
+_WAIT_MS: Final = 1_000
+"""Bookings stand still while it waits; a seal can come later."""
+
 _IS_NEWER = text("select exists (select from posting where id > :after)")
 
 
@@ -45,7 +48,7 @@ async def _watermark(engine: AsyncEngine) -> int:
     """The highest posting now that nobody posts; 0 where that could not be waited for."""
     try:
         async with engine.begin() as connection:
-            await hold_book(connection)
+            await hold_book(connection, _WAIT_MS)
             return await last_posting(connection)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _LOCK_TIMEOUT:
