@@ -36,7 +36,7 @@ async def seal_postings(engine: AsyncEngine, limit: int = 20_000) -> int:
             return 0
     watermark = await _watermark(engine)
     sealed = 0
-    while sealed < limit:
+    while watermark and sealed < limit:
         count = await _seal_batch(engine, watermark, min(_BATCH, limit - sealed))
         sealed += count
         if count < _BATCH:
@@ -45,9 +45,12 @@ async def seal_postings(engine: AsyncEngine, limit: int = 20_000) -> int:
 
 
 async def _watermark(engine: AsyncEngine) -> int:
-    """The highest posting now that nobody posts; 0 where that could not be waited for."""
+    """The highest posting now that nobody posts; 0 where another seals, or that could not be waited for."""
     try:
         async with engine.begin() as connection:
+            # Of many workers one makes the others wait.
+            if not await seals.take_pen(connection):
+                return 0
             await hold_book(connection, _WAIT_MS)
             return await last_posting(connection)
     except DBAPIError as error:
