@@ -8,14 +8,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select, text
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.booking import correction_id
 from billing.store.pages import AnyRow, Page, fetch_page
+from billing.store.shards import hold_all
 from models.call import Charge
 from models.ids import first_uuid7
-from models.tables import charge, shard
+from models.tables import charge
 from models.usage import Ending, UsageSource
 
 _CLOCK_SLACK: Final = timedelta(days=1)
@@ -90,8 +91,7 @@ async def posting_watermark(connection: AsyncConnection, organization_id: UUID |
     else:
         # Over several organizations they do not: an id is given before its transaction commits, so the maximum may
         # have a gap that fills later. Sharing the rows of the shards for a moment waits for the bookings that run.
-        await connection.execute(text("set local lock_timeout = '5s'"))
-        await connection.execute(select(shard.c.id).order_by(shard.c.id).with_for_update(read=True))
+        await hold_all(connection)
     return int((await connection.execute(newest)).scalar_one())
 
 
