@@ -92,6 +92,8 @@ class Story:
     """The memory or the disk of its machine was lost."""
     end_lost: bool = False
     """Redis lost something after it had been told its end."""
+    _priced: tuple[Tally, int, Terms] | None = None
+    _price: int = 0
 
     @property
     def is_left_noted(self) -> bool:
@@ -132,7 +134,11 @@ class Story:
 
     def so_far(self) -> int:
         """What it costs up to now, by what a checkpoint can know."""
-        return self.terms.cost(self.tally.so_far(self.request.input_bound))
+        # It is asked four times a second of every call, and there is seldom news.
+        news = (self.tally, self.tally.reads, self.terms)
+        if news != self._priced:
+            self._priced, self._price = news, self.terms.cost(self.tally.so_far(self.request.input_bound))
+        return self._price
 
 
 @dataclass(slots=True)
