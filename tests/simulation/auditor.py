@@ -479,6 +479,10 @@ class Auditor:
             story.end_lost |= call in self._settled
             story.kept = None
 
+    def end_forgotten(self, story: Story) -> None:
+        """Redis no longer remembers that this call has ended, and so takes another end of it."""
+        self._settled.discard(str(story.call_id))
+
     # Told by the operator --------------------------------------------------------------------------------------------
 
     def granted(self, owner: UUID, amount: int) -> None:
