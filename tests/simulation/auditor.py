@@ -285,10 +285,14 @@ class Auditor:
         story.is_released = True
         self.endings["void"] += 1
 
+    def claims(self, story: Story, *, is_accepted: bool) -> None:
+        """Its machine would let a checkpoint or a note say whether a backend has it."""
+        if is_accepted is not story.is_accepted:
+            raise self.broken(f"accepted, as its machine says: {is_accepted}; in truth: {story.is_accepted}", story)
+
     def notes(self, story: Story, *, is_accepted: bool) -> None:
         """How far it has come is noted beside the journal, where it outlives its process."""
-        if is_accepted is not story.is_accepted:
-            raise self.broken(f"noted as accepted: {is_accepted}; in truth: {story.is_accepted}", story)
+        self.claims(story, is_accepted=is_accepted)
         story.noted, story.noted_us = story.so_far() if is_accepted else None, self._now_us()
 
     def durable(self, story: Story, *, journal: bool = False, redis: bool = False) -> None:
