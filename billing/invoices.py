@@ -271,8 +271,8 @@ async def _issuable(connection: AsyncConnection, owner: Locked, made: _Composed)
 
 async def _post_invoice(
     connection: AsyncConnection, owner: Locked, invoice_id: UUID, made: _Composed, now: datetime
-) -> int | None:
-    """What was used becomes what is owed. None where there is nothing to post: credit paid for all."""
+) -> int:
+    """What was used becomes what is owed. Where credit paid for all, the posting moves nothing, but is there."""
     receivable, unbilled = owner.account(AccountKind.RECEIVABLE), owner.account(AccountKind.UNBILLED)
     prepaid, revenue = owner.account(AccountKind.CUSTOMER_PREPAID), owner.sellers(AccountKind.REVENUE)
     tax, rounding = owner.sellers(AccountKind.TAX_PAYABLE), owner.sellers(AccountKind.ROUNDING)
@@ -288,8 +288,6 @@ async def _post_invoice(
         (revenue, prepaid, month.returned),
     ]
     transfers = [Transfer(debit, credit, Units(amount)) for debit, credit, amount in moved if amount]
-    if not transfers:
-        return None
     grant_id = await give_back(connection, owner, Units(month.returned), now) if month.returned else None
     posting = Posting(
         owner.id,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from billing.exports import text_cell
+from billing.exports.cells import text_cell
 from billing.schemes import LARGEST_QUANTITY, dearest, refuse_impossible
 from models.catalog import TOKEN_METERS, Meter, PriceDraft, PriceVersion, Scheme, Tier, TiersOver
 from models.errors import InvalidRequest, TollgateError

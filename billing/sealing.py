@@ -16,6 +16,9 @@ from billing.store.seals import GENESIS, Seal
 
 _BATCH: Final = 2_000
 _LOCK_TIMEOUT: Final = "55P03"
+_WAIT_MS: Final = 1_000
+"""Bookings stand still while it waits; a seal can come later."""
+
 _IS_NEWER = text("select exists (select from posting where id > :after)")
 
 
@@ -33,7 +36,7 @@ async def seal_postings(engine: AsyncEngine, limit: int = 20_000) -> int:
             return 0
     watermark = await _watermark(engine)
     sealed = 0
-    while sealed < limit:
+    while watermark and sealed < limit:
         count = await _seal_batch(engine, watermark, min(_BATCH, limit - sealed))
         sealed += count
         if count < _BATCH:
@@ -42,10 +45,13 @@ async def seal_postings(engine: AsyncEngine, limit: int = 20_000) -> int:
 
 
 async def _watermark(engine: AsyncEngine) -> int:
-    """The highest posting now that nobody posts; 0 where that could not be waited for."""
+    """The highest posting now that nobody posts; 0 where another seals, or that could not be waited for."""
     try:
         async with engine.begin() as connection:
-            await hold_book(connection)
+            # Of many workers one makes the others wait.
+            if not await seals.take_pen(connection):
+                return 0
+            await hold_book(connection, _WAIT_MS)
             return await last_posting(connection)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _LOCK_TIMEOUT:

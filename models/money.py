@@ -74,6 +74,11 @@ def price_text(price: int, code: str) -> str:
     return _text(price, currency(code).ledger_scale - 3)
 
 
+def exact_text(milli: int, code: str) -> str:
+    """Decimal text of an amount in milli-units: of a price times tokens, before it is rounded to the ledger unit."""
+    return _text(milli, currency(code).ledger_scale + 3)
+
+
 def parse_price(text: str, code: str) -> MilliUnits:
     """Milli-units per token of a price per million tokens, exactly; raises `InvalidAmount`, also below zero."""
     price = _parse(text, currency(code).ledger_scale - 3)

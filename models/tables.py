@@ -352,6 +352,14 @@ posting = Table(
         "billing_month",
         postgresql_where=text("billing_month is not null"),
     ),
+    # Journals are read by date; documents are looked up among the few postings that are no charges.
+    Index("posting_effective_at_id_idx", "effective_at", "id"),
+    Index(
+        "posting_organization_id_kind_idx",
+        "organization_id",
+        "kind",
+        postgresql_where=text("kind <> 'charge_batch'"),
+    ),
 )
 
 transfer = Table(

@@ -1,27 +1,26 @@
-"""Reading charges from the book: one by its call id, pages of a list, and the pages of an export."""
+"""Reading charges from the book: one by its call id, and pages of a list."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.booking import correction_id
 from billing.store.pages import AnyRow, Page, fetch_page
+from billing.store.shards import hold_all
 from models.call import Charge
 from models.ids import first_uuid7
-from models.tables import charge, shard
+from models.tables import charge
 from models.usage import Ending, UsageSource
 
 _CLOCK_SLACK: Final = timedelta(days=1)
 """How far the time in a call's id may lie from its `created_at`: far more than it ever does."""
-
-_FIRST: Final = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,32 +79,6 @@ async def corrections_of(connection: AsyncConnection, call_ids: Collection[UUID]
     return found
 
 
-async def charge_pages(
-    engine: AsyncEngine, wanted: ChargeFilter, rows_per_page: int
-) -> AsyncIterator[list[BookedCharge]]:
-    """All charges in the order of their call ids, in pages of bounded size.
-
-    Each page is a transaction of its own, so that a slow reader holds no connection and no snapshot. Since charges
-    are never changed, the pages under one watermark are those of one snapshot.
-    """
-    last = _FIRST
-    while True:
-        statement = _matching(wanted).where(charge.c.call_id > last).order_by(charge.c.call_id).limit(rows_per_page)
-        async with engine.connect() as connection:
-            rows = (await connection.execute(statement)).all()
-        if rows:
-            yield [_booked(row) for row in rows]
-        if len(rows) < rows_per_page:
-            return
-        last = rows[-1].call_id
-
-
-async def count_charges(connection: AsyncConnection, wanted: ChargeFilter) -> int:
-    """How many charges there are."""
-    counted = select(func.count()).select_from(charge).where(*_conditions(wanted))
-    return (await connection.execute(counted)).scalar_one()
-
-
 async def posting_watermark(connection: AsyncConnection, organization_id: UUID | None) -> int:
     """The highest posting id with charges such that none at or below it is still being booked; 0 in an empty book.
 
@@ -118,8 +91,7 @@ async def posting_watermark(connection: AsyncConnection, organization_id: UUID |
     else:
         # Over several organizations they do not: an id is given before its transaction commits, so the maximum may
         # have a gap that fills later. Sharing the rows of the shards for a moment waits for the bookings that run.
-        await connection.execute(text("set local lock_timeout = '5s'"))
-        await connection.execute(select(shard.c.id).order_by(shard.c.id).with_for_update(read=True))
+        await hold_all(connection)
     return int((await connection.execute(newest)).scalar_one())
 
 

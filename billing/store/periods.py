@@ -28,13 +28,13 @@ class Closing:
     last_posting: int
 
 
-async def hold_book(connection: AsyncConnection) -> None:
+async def hold_book(connection: AsyncConnection, wait_ms: int = 5_000) -> None:
     """Wait for all who post, and let nobody post until the transaction ends; gives up with the database's error.
 
     Every posting is made under a shared lock of this row, which is taken before its id is. Bookings are kept out by
     their shards first: one after the other they would share the row for ever.
     """
-    await hold_all(connection)
+    await hold_all(connection, wait_ms)
     await connection.execute(select(book.c.id).with_for_update())
 
 

@@ -42,12 +42,12 @@ async def lease(connection: AsyncConnection, shard: int) -> Lease | None:
     return None if row is None else Lease(row.id, row.epoch, row.position)
 
 
-async def hold_all(connection: AsyncConnection) -> None:
-    """Wait for the bookings that run, and let none begin until the transaction ends; gives up after 5 seconds.
+async def hold_all(connection: AsyncConnection, wait_ms: int = 5_000) -> None:
+    """Wait for the bookings that run, and let none begin until the transaction ends; end it soon.
 
-    Gives up with the database's error. Whoever only reads the book needs no more than a moment of it.
+    Gives up after `wait_ms` with the database's error: meanwhile shards that it has already wait too.
     """
-    await connection.execute(text("set local lock_timeout = '5s'"))
+    await connection.execute(text(f"set local lock_timeout = {wait_ms:d}"))
     await connection.execute(select(shards.c.id).order_by(shards.c.id).with_for_update(read=True))
 
 

@@ -30,7 +30,7 @@ QUESTIONS: Final[tuple[Question, ...]] = (
                 join revenue_share rule on rule.organization_id is null
                 where charge.posting_id between :low and :high
             ) rule on rule.call = charge.call_id
-            where charge.posting_id between :low and :high and amount <> 0
+            where charge.posting_id between :low and :high and amount <> 0 and exists (select from revenue_share)
               and (rule.model is null or rule.model = charge.model) and rule.effective @> charge.created_at
         ), applied as (
           select * from covered where place = 1

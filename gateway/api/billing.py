@@ -1,4 +1,4 @@
-"""What an organization reads of its money: balance, grants, charges, and the receipt of a call; and exports of all."""
+"""What an organization reads of its money: balance, grants, charges, and the receipt of a call."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query
-from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
-from billing.exports import ChargeExport, begin_export, charge_csv, count_rows, make_manifest
+from billing import exports as files
 from billing.hot.entries import decode_charge
 from billing.store.charges import BookedCharge, ChargeFilter, corrections_of, find_charge, list_charges
 from billing.store.grant_list import list_draws, list_grants
 from billing.store.organizations import find_organization
 from billing.store.pages import AnyRow, Page
-from gateway.auth import require_operator, require_reader
+from gateway.api import exports
+from gateway.api.exports import file_of, instant
+from gateway.auth import require_reader
 from gateway.parts import Parts, parts_of
 from models.account import AdminPrincipal, Principal
 from models.call import Charge
-from models.errors import InvalidRequest, NotFound, Unavailable
+from models.errors import NotFound, Unavailable
 from models.ids import uuid7_time
 from models.money import money
 
 router = APIRouter(tags=["billing"])
-_exports = APIRouter(prefix="/operator/v1/exports", tags=["exports"], dependencies=[Depends(require_operator)])
 
 Reader: TypeAlias = Annotated[Principal | AdminPrincipal, Depends(require_reader)]
 PartsHere: TypeAlias = Annotated[Parts, Depends(parts_of)]
@@ -35,8 +35,6 @@ Limit: TypeAlias = Annotated[int, Query(ge=1, le=100)]
 # Postgres keeps no NUL in a text, and a query with one would be an error of ours.
 ModelName: TypeAlias = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
 
-EXPORT_KINDS: Final = frozenset({"charges"})
-_YEARS: Final = range(2000, 2200)
 _STREAM_PAGE: Final = 1_000
 _STREAM_PAGES: Final = 8
 _STREAM_SLACK_MS: Final = 5_000
@@ -111,8 +109,8 @@ def _wanted(
     return replace(
         scope,
         project_id=scope.project_id or project_id,
-        created_after=_instant(created_after, "created_after"),
-        created_before=_instant(created_before, "created_before"),
+        created_after=instant(created_after, "created_after"),
+        created_before=instant(created_before, "created_before"),
         model=model,
         api_key_id=api_key_id,
     )
@@ -140,8 +138,15 @@ async def read_charges(
 @router.get("/v1/billing/charges.csv")
 async def read_charges_csv(wanted: Wanted, parts: PartsHere, excel: bool = False) -> Response:
     """The same charges as one CSV file, oldest first; `excel` adds the byte order mark that Excel needs for UTF-8."""
-    export = await begin_export(parts.engine, wanted, excel=excel)
-    return _file(parts, export, {})
+    asked = files.Wanted(
+        organization_id=wanted.organization_id,
+        start=wanted.created_after,
+        end=wanted.created_before,
+        project_id=wanted.project_id,
+        api_key_id=wanted.api_key_id,
+        model=wanted.model,
+    )
+    return file_of(parts, await files.begin_export(parts.engine, files.KINDS["charges"], asked, excel=excel))
 
 
 @router.get("/v1/calls/{call_id}")
@@ -206,57 +211,6 @@ def _decoded(payload: bytes) -> Charge | None:
     except ValueError:
         # The worker puts it aside for a person; to the caller there is no receipt yet.
         return None
-
-
-# Exports for the operator --------------------------------------------------------------------------------------------
-
-
-@_exports.get("/{kind}")
-async def export(
-    kind: str,
-    parts: PartsHere,
-    start: Annotated[datetime | None, Query(alias="from")] = None,
-    end: Annotated[datetime | None, Query(alias="to")] = None,
-    organization: UUID | None = None,
-    watermark: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
-    excel: bool = False,
-    manifest: bool = False,
-) -> Response:
-    """Charges of all organizations or of one, from `from` (inclusive) to `to` (exclusive), as CSV.
-
-    The answer names its watermark in `x-tollgate-watermark`; giving it back repeats the file to the byte, and with
-    `manifest=true` answers the manifest of that file instead.
-    """
-    if kind not in EXPORT_KINDS:
-        raise NotFound(f"There is no such export. There is: {', '.join(sorted(EXPORT_KINDS))}.")
-    if organization is not None:
-        async with parts.engine.connect() as connection:
-            if await find_organization(connection, organization) is None:
-                raise NotFound("There is no such organization.")
-    wanted = ChargeFilter(
-        organization_id=organization,
-        created_after=_instant(start, "from"),
-        created_before=_instant(end, "to"),
-        watermark=watermark,
-    )
-    fixed = await begin_export(parts.engine, wanted, excel=excel)
-    if manifest:
-        return JSONResponse((await make_manifest(parts.engine, fixed)).as_json())
-    return _file(parts, fixed, {"x-tollgate-rows": str(await count_rows(parts.engine, fixed))})
-
-
-def _file(parts: Parts, export: ChargeExport, headers: dict[str, str]) -> StreamingResponse:
-    return StreamingResponse(
-        charge_csv(parts.engine, export),
-        media_type="text/csv; charset=utf-8; header=present",
-        headers={
-            "content-disposition": 'attachment; filename="charges.csv"',
-            "x-tollgate-watermark": str(export.watermark),
-            "x-content-type-options": "nosniff",
-            "cache-control": "no-store",
-            **headers,
-        },
-    )
 
 
 # Who may see what, and how it looks ----------------------------------------------------------------------------------
@@ -374,17 +328,8 @@ def _call_id(text: str) -> UUID:
     return call
 
 
-def _instant(moment: datetime | None, param: str) -> datetime | None:
-    if moment is None:
-        return None
-    if moment.year not in _YEARS:
-        raise InvalidRequest(f"{param} must lie in the years {_YEARS.start} to {_YEARS.stop - 1}.", param=param)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
 def _moment(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-# After the routes above are declared: including copies them.
-router.include_router(_exports)
+router.include_router(exports.router)

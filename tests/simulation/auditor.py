@@ -92,6 +92,8 @@ class Story:
     """The memory or the disk of its machine was lost."""
     end_lost: bool = False
     """Redis lost something after it had been told its end."""
+    _priced: tuple[Tally, int, Terms] | None = None
+    _price: int = 0
 
     @property
     def is_left_noted(self) -> bool:
@@ -132,7 +134,11 @@ class Story:
 
     def so_far(self) -> int:
         """What it costs up to now, by what a checkpoint can know."""
-        return self.terms.cost(self.tally.so_far(self.request.input_bound))
+        # It is asked four times a second of every call, and there is seldom news.
+        news = (self.tally, self.tally.reads, self.terms)
+        if news != self._priced:
+            self._priced, self._price = news, self.terms.cost(self.tally.so_far(self.request.input_bound))
+        return self._price
 
 
 @dataclass(slots=True)
@@ -279,10 +285,14 @@ class Auditor:
         story.is_released = True
         self.endings["void"] += 1
 
+    def claims(self, story: Story, *, is_accepted: bool) -> None:
+        """Its machine would let a checkpoint or a note say whether a backend has it."""
+        if is_accepted is not story.is_accepted:
+            raise self.broken(f"accepted, as its machine says: {is_accepted}; in truth: {story.is_accepted}", story)
+
     def notes(self, story: Story, *, is_accepted: bool) -> None:
         """How far it has come is noted beside the journal, where it outlives its process."""
-        if is_accepted is not story.is_accepted:
-            raise self.broken(f"noted as accepted: {is_accepted}; in truth: {story.is_accepted}", story)
+        self.claims(story, is_accepted=is_accepted)
         story.noted, story.noted_us = story.so_far() if is_accepted else None, self._now_us()
 
     def durable(self, story: Story, *, journal: bool = False, redis: bool = False) -> None:
@@ -472,6 +482,10 @@ class Auditor:
             story.redis_forgot = True
             story.end_lost |= call in self._settled
             story.kept = None
+
+    def end_forgotten(self, story: Story) -> None:
+        """Redis no longer remembers that this call has ended, and so takes another end of it."""
+        self._settled.discard(str(story.call_id))
 
     # Told by the operator --------------------------------------------------------------------------------------------
 

@@ -57,6 +57,13 @@ class SimulatedCall(Driver):
             self.gateway.world.auditor.note(self.story, "client leaves", self.call.phase.name)
         super().client_gone()
 
+    def upstream_lost(self, error: TollgateError, is_stale: bool) -> None:
+        """The backend's connection broke."""
+        super().upstream_lost(error, is_stale)
+        if is_stale and self.call.phase is Phase.CONNECTING and (point := self.call.checkpoint()) is not None:
+            # Until it is sent again no backend has it, and whoever ends it now must not charge for it.
+            self.gateway.world.auditor.claims(self.story, is_accepted=point.accepted)
+
     def hold_answered(self, answer: Hold | RefusedHold | TollgateError) -> None:
         """Redis has answered; the machine does not know yet."""
         auditor = self.gateway.world.auditor

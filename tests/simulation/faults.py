@@ -31,6 +31,7 @@ class Fault(StrEnum):
     GATEWAY_FROZEN = "gateway frozen"
     GATEWAY_DRAINED = "gateway drained"
     JOURNAL_FULL = "disk of a journal full"
+    END_FORGOTTEN = "end of a call forgotten, and told again"
     WORKER_KILLED = "worker killed"
     WORKER_ASLEEP = "worker asleep"
     JOURNAL_SLOW = "disk of a journal hangs"

@@ -245,6 +245,7 @@ class WatchedHot(HotStore):
         """End a call with its charge."""
         auditor = self._gateway.world.auditor
         story = auditor.story_of(charge.call_id)
+        self._gateway.world.last_settled[charge.organization_id] = (hold, charge)
 
         def answered(answer: int | Unavailable) -> None:
             if isinstance(answer, Unavailable):

@@ -21,7 +21,7 @@ import hiredis
 from billing.hot import store
 from billing.hot.connection import TIMEOUT_MS, Argument, Script, Then
 from models.errors import Unavailable
-from tests.simulation.book import transaction_waits
+from tests.simulation.book import in_transaction, transaction_waits
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.faults import Fault, Faults, Weather
 
@@ -271,6 +271,8 @@ class Line:
         """Nothing is left open."""
 
     async def _ask(self, do: Callable[[], Slot], timeout_ms: int, is_repeated: bool) -> Any:
+        if not in_transaction():
+            return await self._told(do, timeout_ms / 1_000, is_repeated)
         with transaction_waits():
             return await self._told(do, timeout_ms / 1_000, is_repeated)
 

@@ -62,7 +62,7 @@ class Outcome:
     vices: Counter[Vice]
     simulated_seconds: float
     trace: int
-    error: BaseException | None = None
+    error: str | None = None
     story: tuple[str, ...] = ()
 
 
@@ -119,7 +119,7 @@ async def _told(world: World, servers: Servers) -> Outcome:
         vices=world.vices,
         simulated_seconds=world.clock.us / 1_000_000,
         trace=world.auditor.trace,
-        error=error,
+        error=None if error is None else f"{type(error).__name__}: {error}",
         story=tuple(_story(world, error)) if error is not None else (),
     )
 

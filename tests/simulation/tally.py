@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Final
 from uuid import UUID
 
@@ -30,7 +29,7 @@ class Sold:
     until_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Terms:
     """What was fixed for a call before it began: the most it can use, and its prices by meter."""
 
@@ -57,8 +56,8 @@ class Terms:
             + reasoning * self._price(Meter.REASONING)
             + self._price(Meter.REQUEST)
         )
-        # Python rounds a fraction to the even neighbour, exactly.
-        return round(Fraction(milli, 1_000))
+        whole, rest = divmod(milli, 1_000)
+        return whole + (rest > 500 or (rest == 500 and whole % 2 == 1))
 
     def _price(self, meter: Meter) -> int:
         if meter in self.prices:
@@ -82,7 +81,7 @@ class OwnCount:
     is_completion_exact: bool
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Tally:
     """What one backend has told and made of one call so far."""
 
@@ -91,11 +90,14 @@ class Tally:
     final: list[Report] = field(default_factory=list)
     pieces: int = 0
     words: int = 0
+    reads: int = 0
+    """How often there was something to see."""
     is_spent: bool = False
     """It surely made more than the hold covers: nothing after that is read, or owed."""
 
     def see(self, events: tuple[tuple[Fact, ...], ...], output_bound: int) -> None:
         """Believe what a reader of these events may believe, up to the one that shows that the hold is spent."""
+        self.reads += 1
         for facts in events:
             if self.is_spent:
                 return

@@ -19,7 +19,7 @@ from billing.hot.keys import SHARD_KEYS, SHARDS
 from billing.hot.store import HotStore
 from billing.rebuild import ensure_epoch
 from billing.verify import verify
-from models.call import CallRequest, Endpoint
+from models.call import CallRequest, Charge, Endpoint, Hold
 from tests.simulation.auditor import Auditor, Row
 from tests.simulation.backends import Vice
 from tests.simulation.book import Book
@@ -67,6 +67,7 @@ class World:
     linger_seconds: float = 2.0
     started: int = 0
     redis: Redis = field(init=False)
+    last_settled: dict[UUID, tuple[Hold, Charge]] = field(default_factory=dict)
     machines: list[Disk] = field(default_factory=list)
     gateways: list[Gateway] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
@@ -157,6 +158,7 @@ class World:
             rows = await self._rows()
             self.auditor.check_booked(rows)
             self._check_nothing_is_held()
+            await self._settle_again()
             await self._restart()
             await asyncio.sleep(REPLAY_SECONDS)
             await self._check()
@@ -239,6 +241,21 @@ class World:
         for gateway in self.gateways:
             if gateway.taken_places:
                 raise self.auditor.broken(f"{gateway.taken_places} places are taken at rest in {gateway.name}")
+
+    async def _settle_again(self) -> None:
+        """The last charge of each customer is told again, as by a replay after an hour: Redis has forgotten its end.
+
+        It is booked already, so it must change nothing, and Redis must get back what it has debited for it. Nothing
+        comes after it whose running total would cover up for it.
+        """
+        for hold, charge in self.last_settled.values():
+            self._happens(Fault.END_FORGOTTEN, charge.call_id)
+            self.redis.ask("DEL", f"{SHARD_KEYS[hold.request.origin.shard].done}{charge.call_id}")
+            self.auditor.end_forgotten(self.auditor.story_of(charge.call_id))
+            await self._own().settle(hold, charge)
+        async with asyncio.timeout(_LONGEST_END_SECONDS):
+            while any(self.redis.ask("XLEN", SHARD_KEYS[shard].stream) for shard in self.shards):  # noqa: ASYNC110
+                await asyncio.sleep(1)
 
     async def _restart(self) -> None:
         """The last journals are closed, and read by those that come after."""

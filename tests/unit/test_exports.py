@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.exports import text_cell
+from billing.exports.cells import text_cell
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from billing.booking import correction_id
+from billing.settlement import void_grant
 from gateway.parts import Parts
 from models.call import Charge
 from models.ids import uuid7
@@ -73,6 +74,23 @@ async def test_credit_grants(world: World) -> None:
     )
     assert set(grant) >= GRANT_FIELDS
     assert (answer["object"], answer["first_id"], answer["has_more"]) == ("list", grant["id"], False)
+
+
+async def test_a_grant_shows_its_draws(world: World) -> None:
+    [grant] = (await world.get("/v1/billing/credit_grants", world.ours.admin_key)).json()["data"]
+    path = f"/v1/billing/credit_grants/{grant['id']}/draws"
+    assert (grant["rollover_max"]["amount"], grant["rolled_from"]) == ("0.000000000", None)
+    assert (await world.get(path, world.ours.admin_key)).json()["data"] == []
+    async with world.engine.begin() as connection:
+        await void_grant(connection, UUID(grant["id"]), world.clock.now())
+    for key in (world.ours.admin_key, world.ours.api_key):
+        answer = (await world.get(path, key)).json()
+        assert [(draw["kind"], draw["amount"]["amount"]) for draw in answer["data"]] == [("void_grant", "5.000000000")]
+        assert answer["first_id"] == answer["data"][0]["id"]
+    theirs = await world.get(path, world.theirs.admin_key)
+    unknown = await world.get(f"/v1/billing/credit_grants/{uuid4()}/draws", world.ours.admin_key)
+    assert (theirs.status_code, theirs.json()) == (404, unknown.json())
+    assert (await world.client.get(path)).status_code == 401
 
 
 async def test_charges_come_in_pages_without_gap_or_repeat(world: World) -> None:

@@ -116,7 +116,7 @@ async def test_export_refuses_with_a_sentence(world: World, served: str, tmp_pat
     assert (ahead.code, "The book ends at watermark 0" in ahead.error) == (2, True)
     for arguments in (["--from", "March"], ["--org", "nobody"]):
         assert (await _tollgate("export", "charges", "--out", out, *arguments, **way)).code == 2
-    assert (await _tollgate("export", "invoices", "--out", out, **way)).code == 2
+    assert (await _tollgate("export", "secrets", "--out", out, **way)).code == 2
     unwritable = await _tollgate("export", "charges", "--out", tmp_path / "no" / "x.csv", **way)
     assert (unwritable.code, "cannot be written" in unwritable.error) == (1, True)
     nowhere = await _tollgate("export", "charges", "--out", out, "--data-dir", tmp_path)

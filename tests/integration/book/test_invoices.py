@@ -104,7 +104,8 @@ async def test_credit_pays_first_and_is_a_line(desk: Desk) -> None:
 async def test_a_month_that_credit_paid_has_an_invoice_of_nothing_that_is_paid(desk: Desk) -> None:
     await desk.use(tenant := await desk.customer(paid=5 * DOLLAR), 1_000_000)
     issued = await desk.bill(tenant)
-    assert (issued.state, issued.total, issued.number, issued.posting_id) == (InvoiceState.PAID, 0, 1, None)
+    assert (issued.state, issued.total, issued.number) == (InvoiceState.PAID, 0, 1)
+    assert issued.posting_id is not None, "the book knows every document that was issued, and so do exports"
     assert [line.quantity for line in issued.lines] == [500_000, 500_000, 1_000_000, 0]
     assert sum(line.rounded for line in issued.lines) == 0
     await desk.clean()

@@ -102,7 +102,9 @@ async def test_sealing_goes_on_where_it_stopped(shop: Shop) -> None:
     assert await seal_postings(shop.engine) == 0
     await _busy(shop)
     assert await seal_postings(shop.engine, limit=3) == 3
-    assert sum(await asyncio.gather(*(seal_postings(shop.engine) for _ in range(3)))) == 1
+    # Whoever meets another leaves it to them.
+    at_once = sum(await asyncio.gather(*(seal_postings(shop.engine) for _ in range(3))))
+    assert at_once + await seal_postings(shop.engine) == 1
     assert await seal_postings(shop.engine) == 0
     await _busy(shop)
     assert await seal_postings(shop.engine) == 4

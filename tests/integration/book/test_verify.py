@@ -172,7 +172,7 @@ _SUMS = {"charges_posted", "draws", "conservation", "usage"}
             id="made after its id",
         ),
         pytest.param(
-            "update charge set created_at = created_at - interval '25 hours' where call_id = :call",
+            "update charge set created_at = created_at - interval '71 days' where call_id = :call",
             {"moments", "prices"},
             "versions in force at",
             id="made before its id and its price",

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from billing.hot.keys import SHARDS
 from billing.hot.store import make_hot_store
 from billing.settlement import void_grant
 from billing.store.shards import epochs
@@ -173,8 +174,13 @@ async def test_a_worker_tidies(
     async def tidy() -> bool:
         async with private.engine.connect() as connection:
             months = (await connection.execute(text(f"select count(*) from pg_class where {_MONTHS}"))).scalar_one()
+            seals = (await connection.execute(text("select count(*) from posting_seal"))).scalar_one()
         there = await private.hot.balance(tenant.shard, tenant.organization_id)
-        return months == 5 and there is not None and there.balance == 700
+        shown = await asyncio.gather(*(private.hot.epoch(shard) for shard in range(SHARDS)))
+        if None in shown:
+            return False
+        # Two grants and the end of one.
+        return months == 5 and seals == 3 and there is not None and there.balance == 700
 
     async with _working(postgres, redis_process.url):
         await until(tidy)

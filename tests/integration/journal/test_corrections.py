@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from billing.booking import UNBILLED, added_tokens, correction_id
 from billing.charges import Measured
 from billing.charges import charge as close
-from billing.exports import begin_export, csv_row
+from billing.exports import KINDS, Wanted, begin_export
 from billing.hot.connection import HotConnection
 from billing.hot.store import HotStore, make_hot_store
 from billing.journal.journal import Journal
@@ -35,6 +35,7 @@ from models.call import Charge, Checkpoint, Hold
 from models.errors import Conflict, NotFound, Unavailable
 from models.ledger import GrantKind
 from models.usage import Ending, TokenUsage, UsageSource
+from tests.charge_lines import csv_row
 from tests.integration.book.conftest import engine, hot, owner, shop
 from tests.integration.book.shop import Shop, Tenant, now, until
 from tests.integration.journal.conftest import Opening
@@ -384,7 +385,7 @@ async def test_an_export_waits_for_a_correction_that_runs(scene: Scene) -> None:
                 return (await other.execute(free, {"shard": hold.request.origin.shard})).first() is None
 
         await until(has_the_shard)
-        export = asyncio.create_task(begin_export(scene.shop.engine, ChargeFilter()))
+        export = asyncio.create_task(begin_export(scene.shop.engine, KINDS["charges"], Wanted()))
         assert (await asyncio.wait({running, export}, timeout=0.3))[0] == set()
     correction, fixed = await running, await export
     assert correction is not None
