@@ -21,6 +21,8 @@ from tests.integration.operator.test_cli_operate import CommandLine, command_lin
 from tests.integration.operator.world import World, refusal
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("open_shards")]
+
+NOBODYS = "01a21d2f-0630-7d21-8604-17d73d02b23f"
 __all__ = ["command_line"]
 
 _MONTH = f"{MONTH:%Y-%m}"
@@ -217,7 +219,7 @@ async def test_void_reissue_write_off_and_release(world: World, desk: Desk) -> N
             400,
             "in the future",
         ),
-        ("/payments", {"organization_id": str(uuid4()), "amount": usd("1"), "reference": "r"}, 404, "no such"),
+        ("/payments", {"organization_id": NOBODYS, "amount": usd("1"), "reference": "r"}, 404, "no such"),
         ("/payments/{payment}/refunds", {"amount": usd("-0.10")}, 422, "must not be negative"),
         ("/payments/{payment}/refunds", {"amount": usd("0.11")}, 422, "no more than was paid"),
         ("/payments/{payment}/refunds", {"amount": usd("0.05")}, 409, "credit note first"),
@@ -229,7 +231,7 @@ async def test_void_reissue_write_off_and_release(world: World, desk: Desk) -> N
         ("/invoices/{invoice}/approval", {"approval_number": "1" * 24}, 409, "Korean seller"),
         ("/invoices/{invoice}/void", {"reason": "r"}, 409, "cannot be voided"),
         ("/invoices/{invoice}/void", {}, 422, "reason"),
-        (f"/invoices/{uuid4()}/finalize", None, 404, "no such invoice"),
+        (f"/invoices/{NOBODYS}/finalize", None, 404, "no such invoice"),
         ("/invoices/run", {"month": "2026-13"}, 422, "such as '2026-11'"),
         ("/invoices/run", {"month": "2026-11-01"}, 422, "such as '2026-11'"),
         ("/seller", _SELLER | {"tax_id": "DE1"}, 400, "VAT number of DE"),
