@@ -18,7 +18,7 @@ from billing.exports.postings import Balances, Booked, accounts_of, opening, rea
 from models.ledger import Account, AccountKind
 from models.money import CURRENCIES, amount_text
 
-_CLASSES: Final = {
+CLASSES: Final = {
     AccountKind.CUSTOMER_PREPAID: "liabilities",
     AccountKind.CUSTOMER_PROMO: "liabilities",
     AccountKind.UNBILLED: "assets",
@@ -97,7 +97,7 @@ def _used(accounts: Iterable[Account]) -> list[str]:
 
 def _hledger_name(account: Account) -> str:
     owner = "" if account.organization_id is None else f":{account.organization_id}"
-    return f"{_CLASSES[account.kind]}:{account.kind.value}{owner}"
+    return f"{CLASSES[account.kind]}:{account.kind.value}{owner}"
 
 
 def _hledger_lines(entries: Iterable[tuple[Account, int]]) -> str:
@@ -138,7 +138,7 @@ def _beancount_name(account: Account) -> str:
     words = "".join(word.capitalize() for word in account.kind.value.split("_"))
     # A part of a name begins with a capital or a digit.
     owner = "" if account.organization_id is None else f":{str(account.organization_id).upper()}"
-    return f"{_CLASSES[account.kind].capitalize()}:{words}{owner}"
+    return f"{CLASSES[account.kind].capitalize()}:{words}{owner}"
 
 
 def _beancount_lines(entries: Iterable[tuple[Account, int]]) -> str:

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from billing.exports import plain_text
 from billing.exports.cells import text_cell
+from models.ledger import DEBIT_NORMAL, AccountKind
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,10 @@ def test_the_rule_can_be_undone(text: str) -> None:
 def _cell(text: str) -> str:
     # A reader of lines cannot be given a cell with line breaks; quoting is undone by hand instead.
     return text_cell(text)[1:-1].replace('""', '"')
+
+
+def test_every_account_has_a_place_in_a_bookkeepers_chart() -> None:
+    assert plain_text.CLASSES.keys() == set(AccountKind)
+    debit = {kind for kind, name in plain_text.CLASSES.items() if name in ("assets", "expenses")}
+    # Rounding goes either way; the book counts it among what grows on the credit side.
+    assert debit - {AccountKind.ROUNDING} == DEBIT_NORMAL
