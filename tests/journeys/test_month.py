@@ -60,13 +60,17 @@ class Desk:
     stage: Stage
     transcript: list[str] = field(default_factory=list)
 
-    async def run(self, *arguments: str, expect: int = 0) -> str:
-        """What a command says."""
+    async def run(self, *arguments: str, is_refused: bool = False) -> str:
+        """What a command says; the exit code is 1 for what contradicts the books, 2 for what makes no sense."""
         operator_key = self.stage.operator_headers["authorization"].removeprefix("Bearer ")
         environment = {"TOLLGATE_URL": self.stage.base_url, "TOLLGATE_OPERATOR_KEY": operator_key, "COLUMNS": "118"}
+        environment |= {
+            "TOLLGATE_DATABASE_URL": self.stage.settings.database_url.get_secret_value(),
+            "TOLLGATE_REDIS_URL": self.stage.settings.redis_url.get_secret_value(),
+        }
         result = await asyncio.to_thread(CliRunner().invoke, make_app(), list(arguments), env=environment)
         text = result.output
-        assert result.exit_code == expect, text
+        assert result.exit_code in ((1, 2) if is_refused else (0,)), text
         quoted = " ".join(part if re.fullmatch(r"[\w./:+-]+", part) else f'"{part}"' for part in arguments)
         self.transcript.append(f"$ tollgate {quoted}\n{text.rstrip()}")
         return text
@@ -218,7 +222,7 @@ async def test_a_month_from_price_list_to_closed_period(books: Any, tmp_path: Pa
         clock = desk.stage.app.parts.clock
 
         async def is_december() -> bool:
-            return clock.now() > datetime(2026, 12, 1, 0, 0, 1, tzinfo=UTC)
+            return bool(clock.now() > datetime(2026, 12, 1, 0, 0, 1, tzinfo=UTC))
 
         await eventually(is_december)
         books.turn.set()
@@ -237,7 +241,7 @@ async def test_a_month_from_price_list_to_closed_period(books: Any, tmp_path: Pa
         assert sorted(each["number"] for each in issued) == [f"INV-{n:06d}" for n in range(1, OTHERS + 5)], "no gap"
         by_owner = {each["organization_id"]: each for each in issued}
         again = await desk.json("invoice", "run", "--month", "2026-11", "--finalize")
-        assert {each["number"] for each in again["data"]} == {each["number"] for each in issued}, "harmless"
+        assert {each["number"] for each in again} == {each["number"] for each in issued}, "harmless"
 
         # Receipts and invoices: the same, to the last unit.
         november = [charge for charge in acme_charges if charge["ended_at"] < "2026-12"]
@@ -264,8 +268,8 @@ async def test_a_month_from_price_list_to_closed_period(books: Any, tmp_path: Pa
 
         # A partial payment, one in full, one twice.
         await desk.run("payment", "record", acme.id, "0.50", "--reference", "wire 1", "--invoice", draft["id"])
-        refused = await desk.run("payment", "record", acme.id, "0.60", "--reference", "wire 1", expect=2)
-        assert "wire 1" in refused
+        refused = await desk.run("payment", "record", acme.id, "0.60", "--reference", "wire 1", is_refused=True)
+        assert "recorded before, of another amount" in refused
         await desk.run("payment", "record", others[0].id, "0.22", "--reference", "wire 2")
         # A credit note for a part of the Korean invoice.
         korean = by_owner[hanbit.id]["id"]
@@ -275,7 +279,7 @@ async def test_a_month_from_price_list_to_closed_period(books: Any, tmp_path: Pa
         await desk.run("invoice", "ageing")
         await desk.run("invoice", "statement", acme.id)
 
-        await wrong_input(desk, acme, solo, draft["id"])
+        await wrong_input(desk, acme, draft["id"])
 
         # The period closes, and stays closed.
         await desk.run("period", "close", "2026-11", "--yes")
@@ -284,7 +288,7 @@ async def test_a_month_from_price_list_to_closed_period(books: Any, tmp_path: Pa
         assert (await desk.stage.operate("POST", "/periods/2026-11/close"))["closed_at"] is not None
         files = {}
         for kind in ("charges", "invoices", "journal", "trial_balance", "hledger", "focus"):
-            out = tmp_path / f"{kind}.out"
+            out = tmp_path / (f"{kind}.journal" if kind == "hledger" else f"{kind}.csv")
             await desk.run("export", kind, "--out", str(out))
             files[kind] = out
         check_twice(files, issued, reissued, desk)
@@ -314,11 +318,12 @@ def figures(invoice: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{money(invoice[name]):.{digits}f}" for name in ("subtotal", "tax", "total"))
 
 
-async def wrong_input(desk: Desk, acme: Customer, solo: Customer, invoice_id: str) -> None:
+async def wrong_input(desk: Desk, acme: Customer, invoice_id: str) -> None:
     """What makes no sense is refused with a sentence, and nothing changes."""
-    before = [await desk.stage.operate("GET", path) for path in ("/ledger/trial_balance", "/invoices?limit=100")]
+    missed = []
+    before = await books_of(desk)
     for arguments, told in (
-        (("payment", "record", acme.id, "-1", "--reference", "wire 9"), "amount"),
+        (("payment", "record", "--reference", "wire 9", "--", acme.id, "-1"), "must not be negative"),
         (("org", "create", "X", "--currency", "XYZ"), "XYZ"),
         (("price", "set", "m", "--input", "1", "--from", "2026-11-10T00:00:00Z"), "already"),
         (("period", "close", "2026-12", "--yes"), "ended"),
@@ -326,13 +331,19 @@ async def wrong_input(desk: Desk, acme: Customer, solo: Customer, invoice_id: st
         (("invoice", "credit", invoice_id, "--amount", "5", "--reason", "too much"), "1.02"),
         (("invoice", "void", invoice_id, "--reason", "it was paid in part"), "paid"),
     ):
-        result = await desk.run(*arguments, expect=2)
+        result = await desk.run(*arguments, is_refused=True)
         desk.transcript.pop()
-        assert told in result, result
-        assert result.rstrip().endswith("."), result
-    after = [await desk.stage.operate("GET", path) for path in ("/ledger/trial_balance", "/invoices?limit=100")]
-    assert before == after
-    assert solo
+        if told not in result:
+            missed.append((told, result))
+    assert not missed
+    assert before == await books_of(desk)
+
+
+async def books_of(desk: Desk) -> list[Any]:
+    """All that is posted and issued."""
+    paths = ("/ledger/trial_balance", "/invoices?limit=100", "/organizations?limit=100", "/prices?limit=100")
+    answers = [await desk.stage.operate("GET", path) for path in paths]
+    return [answers[0]["lines"], *(answer["data"] for answer in answers[1:])]
 
 
 def check_twice(files: dict[str, Path], issued: list[dict[str, Any]], reissued: dict[str, Any], desk: Desk) -> None:
@@ -374,9 +385,9 @@ def check_twice(files: dict[str, Path], issued: list[dict[str, Any]], reissued: 
         rows = [row for row in balances if row["currency"] == code]
         assert sum(Decimal(row["debits"]) for row in rows) == sum(Decimal(row["credits"]) for row in rows)
     if hledger := shutil.which("hledger"):
-        for check in (["check"], ["check", "balanced", "ordereddates"]):
+        for check in (["check"], ["check", "ordereddates", "balancedwithautoconversion"]):
             done = subprocess.run(
-                [hledger, "-f", f"hledger:{files['hledger']}", *check], capture_output=True, text=True, check=False
+                [hledger, "-f", str(files["hledger"]), *check], capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr
 
