@@ -128,8 +128,9 @@ class Story:
             if self.is_left_noted and not self.is_in_redis:
                 return self.end_lost
             return self.redis_forgot or (self.is_orphan and not self.is_in_redis and self.kept is None)
-        if self.is_left_noted and not self.is_released:
-            return self.end_lost
+        if self.is_orphan and self.has_notes and not self.notes_lost:
+            # A note that no backend has it is younger than the checkpoint.
+            return self.is_released or self.noted is None or self.end_lost
         return self.is_released or self.kept is None or not self.is_orphan or self.redis_forgot
 
     def so_far(self) -> int:
@@ -425,8 +426,9 @@ class Auditor:
         story = self.calls[call]
         self.money[story.owner].held.pop(call, None)
         self.note(story, "is voided in Redis", values[3])
-        # A gateway does the same, when Redis has forgotten, with holds of calls that have ended in it.
-        is_own = self._has_forgotten and (story.amount is not None or story.is_released)
+        # A gateway does the same with holds of calls that have ended in it: when Redis has forgotten, and when it first
+        # hears of the epochs, with those whose void had not arrived.
+        is_own = story.is_released or (self._has_forgotten and story.amount is not None)
         if values[3] == "abandoned" and not is_own:
             self._swept(story)
 

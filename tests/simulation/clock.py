@@ -60,8 +60,7 @@ class SimulatedClock:
 class SimulatedLoop(asyncio.SelectorEventLoop):
     """The event loop of a simulation. Timers of one moment run in the order in which they were set.
 
-    A turn is its own, because asyncio's is dear where it is short: it asks the sockets each time and compares timers in
-    Python.
+    It has a turn of its own, so that this order and when sockets are asked are not left to a version of Python.
     """
 
     _ready: deque[asyncio.Handle]

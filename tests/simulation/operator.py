@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.hot.store import HotStore
 from billing.projection import project_balance
 from billing.settlement import grant_credit, open_accounts, set_credit_limit, void_grant
+from billing.store.audit import write_audit
 from billing.store.prices import NewPrice, publish
 from models.account import Limits, Principal
 from models.catalog import BackendKind, Meter
@@ -208,6 +209,11 @@ class Operator:
         owner, limit = self._one().organization_id, self._world.random.randrange(3_000_000)
         async with self._engine.begin() as connection:
             await set_credit_limit(connection, owner, Units(limit))
+            # As the operator's API does: verify looks there for the reason of a debt beyond the limit.
+            await write_audit(
+                connection, now=self._now(), actor="operator", action="organization.updated",
+                object=f"organization:{owner}", organization_id=owner, detail={"credit_limit": str(limit)},
+            )  # fmt: skip
         self._world.auditor.limited(owner, limit)
         await self._project(owner)
 
