@@ -69,7 +69,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tollgate-booking-") as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o755)
-        postgres, owner_url, app_url = stack.enter_context(_running_postgres(directory))
+        postgres, owner_url, app_url = stack.enter_context(running_postgres(directory))
         results = asyncio.run(_run(postgres, owner_url, app_url, options))
     if options.json:
         sys.stdout.write(json.dumps([asdict(result) | {"rate": round(result.rate)} for result in results]) + "\n")
@@ -201,7 +201,8 @@ def _cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def _running_postgres(directory: Path) -> Iterator[tuple[Postgres, str, str]]:
+def running_postgres(directory: Path) -> Iterator[tuple[Postgres, str, str]]:
+    """A migrated Postgres with the settings of `tollgate up`, the owner's address and the program's."""
     word, log = embedded_postgres.new_password(), directory / "postgres.log"
     embedded_postgres.initialise(directory / "postgres", word, log=log)
     postgres = embedded_postgres.start(directory / "postgres", word, log=log)
