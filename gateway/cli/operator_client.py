@@ -102,7 +102,11 @@ class OperatorClient:
         except (KeyError, TypeError):
             message, param = "it gave no reason", None
         about = f" ({param})" if param else ""
-        end(f"Refused{about}: {message}", USAGE if response.status_code in _USAGE_STATUSES else FAILED)
+        # What the gateway says of a field begins with its name.
+        end(
+            f"Refused{about}: {message.removeprefix(f'{param}: ')}",
+            USAGE if response.status_code in _USAGE_STATUSES else FAILED,
+        )
 
     def _sent(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:

@@ -75,7 +75,7 @@ def _above_zero(value: str) -> str:
     if not value.strip("0."):
         raise ValueError("must be above zero")
     if value.startswith("-"):
-        raise ValueError("must not be negative: what goes the other way has a route of its own")
+        raise ValueError("must not be negative; what goes the other way is a refund or a credit note")
     return value
 
 
