@@ -8,7 +8,7 @@ from datetime import datetime
 from billing.months import month_of
 from billing.pricing import ceiling
 from models.account import NO_LIMITS, Principal
-from models.call import CallOrigin, CallRequest, Endpoint, HoldRequest, InFlightLimit, MonthlyLimit, RateBucket
+from models.call import CallOrigin, CallRequest, HoldRequest, InFlightLimit, MonthlyLimit, RateBucket
 from models.catalog import Model, Rates
 from models.errors import NotPermitted
 
@@ -31,7 +31,7 @@ def bounds(request: CallRequest, model: Model) -> tuple[int, int]:
     context = model.context_length * request.prompts
     text = request.input_bound
     input_bound = context if text is None else min(context, text + TEMPLATE_ALLOWANCE_TOKENS * request.prompts)
-    if request.endpoint is Endpoint.EMBEDDINGS:
+    if not request.endpoint.generates:
         return input_bound, 0
     per_choice = min(request.max_output_tokens or model.context_length, model.context_length)
     return input_bound, per_choice * request.choices

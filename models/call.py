@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from models.catalog import Rates
@@ -19,19 +19,38 @@ from models.values import value
 
 
 class Endpoint(StrEnum):
-    """The metered endpoints, by the path they have in the OpenAI API."""
+    """The metered endpoints, by the path they have in the OpenAI API, or in that of Anthropic."""
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
+    RESPONSES = "/v1/responses"
+    MESSAGES = "/v1/messages"
+
+    @property
+    def upstream(self) -> Endpoint:
+        """The endpoint that a backend is asked at: conversations of every API are chats there."""
+        return Endpoint.CHAT_COMPLETIONS if self in _CONVERSATIONS else self
+
+    @property
+    def generates(self) -> bool:
+        """Whether the answer is text that a model generates: it has choices, a length, and comes in a stream."""
+        return self in _GENERATING
+
+
+_CONVERSATIONS: Final = frozenset({Endpoint.RESPONSES, Endpoint.MESSAGES})
+_GENERATING: Final = _CONVERSATIONS | {Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS}
 
 
 @value
 class CallRequest:
-    """What a client asked for, reduced to what decides the price; `body` is the decoded request, checked.
+    """What a client asked for, reduced to what decides the price.
 
+    `body` is what goes upstream, checked; where the client speaks another API than the backend, it is translated.
     `prompts` is the number of prompts in a list, `n` the choices wanted of each. `input_bound` is the most input
     tokens the text can be (UTF-8 bytes bound tokens), or None where only the model's context bounds it (images).
+    `tells_cost` is whether the client wants to be told what the call cost. `echo` is what the answer repeats of a
+    request of the Responses API, and `stored_input` its conversation where the answer is to be kept.
     """
 
     endpoint: Endpoint
@@ -44,6 +63,9 @@ class CallRequest:
     max_output_tokens: int | None = None
     input_bound: int | None = 0
     end_user: str | None = None
+    tells_cost: bool = False
+    echo: dict[str, Any] | None = None
+    stored_input: list[Any] | None = None
 
     @property
     def choices(self) -> int:

@@ -102,6 +102,29 @@ class _Body(msgspec.Struct):
     error: _Error
 
 
+class _AnthropicError(msgspec.Struct):
+    type: str
+    message: str
+
+
+class _AnthropicBody(msgspec.Struct):
+    error: _AnthropicError
+    request_id: str
+    type: str = "error"
+
+
+_ANTHROPIC_PATH: Final = "/v1/messages"
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _encoder = msgspec.json.Encoder()
 
 
@@ -114,7 +137,16 @@ def shape_of(error: TollgateError) -> Shape:
 
 
 def error_body(error: TollgateError) -> bytes:
-    """The JSON body `{"error": {"message", "type", "param", "code"}}`; also the payload of an SSE error event."""
+    """The JSON body `{"error": {"message", "type", "param", "code"}}`."""
+    return _encoder.encode(_Body(_told_of(error)))
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether answers to this path have the shape of Anthropic's API instead of OpenAI's."""
+    return path.startswith(_ANTHROPIC_PATH)
+
+
+def _told_of(error: TollgateError) -> _Error:
     shape = shape_of(error)
     param = code = None
     if isinstance(error, InvalidRequest):
@@ -123,11 +155,14 @@ def error_body(error: TollgateError) -> bytes:
             param = param or "model"
     # A 500 is a bug or a broken ledger: its message is for the log, not for strangers.
     message = _INTERNAL if shape.status == 500 else error.message
-    return _body(message, shape.type, param, code or shape.code)
+    return _told(message, shape.type, param, code or shape.code)
 
 
-def render(error: TollgateError, *, request_id: str) -> Rendered:
-    """The whole HTTP answer of an error. Retry delays are rounded up; 402 tells the SDKs not to try again."""
+def render(error: TollgateError, *, request_id: str, path: str = "") -> Rendered:
+    """The whole HTTP answer of an error, in the shape of the API of `path`.
+
+    Retry delays are rounded up; 402 tells the SDKs not to try again.
+    """
     shape = shape_of(error)
     extra: list[tuple[bytes, bytes]] = []
     if isinstance(error, RateLimited | Unavailable):
@@ -138,7 +173,7 @@ def render(error: TollgateError, *, request_id: str) -> Rendered:
         extra.append((b"x-should-retry", b"false"))
     elif shape.status == 401:
         extra.append((b"www-authenticate", b"Bearer"))
-    return _rendered(shape.status, error_body(error), request_id, extra)
+    return _rendered(shape.status, _told_of(error), request_id, path, extra)
 
 
 def request_id_of(scope: Scope) -> str:
@@ -189,7 +224,7 @@ async def _on_tollgate_error(request: Request, error: Exception) -> Response:
     request_id = request_id_of(request.scope)
     if shape_of(error).status == 500:
         _log.error("broken_promise", request_id=request_id, exc_info=error)
-    return _response(render(error, request_id=request_id))
+    return _response(render(error, request_id=request_id, path=request.url.path))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
@@ -200,8 +235,8 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     reason = (
         "the value is not valid" if _SECRET_NAMES.search(param) else str(first["msg"]).removeprefix("Value error, ")
     )
-    body = _body(f"{param or 'body'}: {reason}", "invalid_request_error", param or None, "invalid_value")
-    return _response(_rendered(422, body, request_id_of(request.scope), []))
+    told = _told(f"{param or 'body'}: {reason}", "invalid_request_error", param or None, "invalid_value")
+    return _response(_rendered(422, told, request_id_of(request.scope), request.url.path, []))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -209,8 +244,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code
     message = _ROUTE_SENTENCES.get(status) or (_INTERNAL if status == 500 else str(error.detail))
     extra = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-    body = _body(message, _type_of(status), None, _CODES.get(status))
-    return _response(_rendered(status, body, request_id_of(request.scope), extra))
+    told = _told(message, _type_of(status), None, _CODES.get(status))
+    return _response(_rendered(status, told, request_id_of(request.scope), request.url.path, extra))
 
 
 async def _on_database_error(request: Request, error: Exception) -> Response:
@@ -221,14 +256,14 @@ async def _on_database_error(request: Request, error: Exception) -> Response:
         return await _on_anything_else(request, error)
     request_id = request_id_of(request.scope)
     _log.warning("database_refused", request_id=request_id, exc_info=error)
-    return _response(render(told, request_id=request_id))
+    return _response(render(told, request_id=request_id, path=request.url.path))
 
 
 async def _on_anything_else(request: Request, error: Exception) -> Response:
     request_id = request_id_of(request.scope)
     _log.error("unexpected_error", request_id=request_id, exc_info=error)
-    body = _body(_INTERNAL, "api_error", None, "internal_error")
-    return _response(_rendered(500, body, request_id, []))
+    told = _told(_INTERNAL, "api_error", None, "internal_error")
+    return _response(_rendered(500, told, request_id, request.url.path, []))
 
 
 def _type_of(status: int) -> str:
@@ -237,16 +272,21 @@ def _type_of(status: int) -> str:
     return _TYPES.get(status, "invalid_request_error")
 
 
-def _body(message: str, kind: str, param: str | None, code: str | None) -> bytes:
+def _told(message: str, kind: str, param: str | None, code: str | None) -> _Error:
     if "tg_" in message:
         # A key that was sent in the wrong place must not come back in an answer that is logged elsewhere.
         message = _KEY.sub("[key]", message)
     # Encoding with replacement: a lone surrogate from a request would make an error about an error.
-    message = message[:_LONGEST_MESSAGE].encode("utf-8", "replace").decode()
-    return _encoder.encode(_Body(_Error(message, kind, param, code)))
+    return _Error(message[:_LONGEST_MESSAGE].encode("utf-8", "replace").decode(), kind, param, code)
 
 
-def _rendered(status: int, body: bytes, request_id: str, extra: list[tuple[bytes, bytes]]) -> Rendered:
+def _rendered(status: int, told: _Error, request_id: str, path: str, extra: list[tuple[bytes, bytes]]) -> Rendered:
+    if is_anthropic(path):
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        body = _encoder.encode(_AnthropicBody(_AnthropicError(kind, told.message), request_id))
+        extra = [*extra, (b"request-id", request_id.encode())]
+    else:
+        body = _encoder.encode(_Body(told))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

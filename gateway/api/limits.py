@@ -49,6 +49,6 @@ class BodyLimit:
         except _TooLarge:
             if not is_answered:
                 error = InvalidRequest(f"The body is larger than {self._limit_bytes} bytes.", status=413)
-                rendered = render(error, request_id=request_id_of(scope))
+                rendered = render(error, request_id=request_id_of(scope), path=scope["path"])
                 await send({"type": "http.response.start", "status": rendered.status, "headers": rendered.headers})
                 await send({"type": "http.response.body", "body": rendered.body})

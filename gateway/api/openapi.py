@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from gateway.api import parameters
+from gateway.api import messages, parameters, responses
 from models.call import Endpoint
 
 _MESSAGES: Final = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
@@ -21,6 +21,13 @@ _ENDPOINTS: Final[Mapping[Endpoint, tuple[str, Mapping[str, parameters.Check], s
         {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 64},
     ),
     Endpoint.EMBEDDINGS: ("Embed texts", parameters.EMBEDDINGS, "input", {"model": "tiny", "input": ["one", "two"]}),
+    Endpoint.RESPONSES: (
+        "Answer with the Responses API",
+        responses.RESPONSES,
+        "input",
+        {"model": "tiny", "input": "Hello", "max_output_tokens": 64},
+    ),
+    Endpoint.MESSAGES: ("Answer with the Messages API of Anthropic", messages.MESSAGES, "messages", _MESSAGES),
 }
 _TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "model": {"type": "string"},

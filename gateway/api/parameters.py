@@ -162,7 +162,7 @@ def response_format(param: str, value: Any) -> Any:
         schema = value.get("json_schema")
         if not isinstance(schema, dict) or not isinstance(schema.get("schema", {}), dict):
             raise wrong(f"{param}.json_schema", "must be an object with a schema")
-    _bounded(param, value)
+    bounded(param, value)
     return value
 
 
@@ -175,7 +175,7 @@ def tools(param: str, value: Any) -> Any:
         if not isinstance(function, dict) or tool.get("type") != "function":
             raise wrong(f"{param}[{index}]", "must be an object of type function")
         string(128)(f"{param}[{index}].function.name", function.get("name"))
-    _bounded(param, value)
+    bounded(param, value)
     return value
 
 
@@ -188,7 +188,8 @@ def tool_choice(param: str, value: Any) -> Any:
     return value
 
 
-def _bounded(param: str, value: Any) -> None:
+def bounded(param: str, value: Any) -> None:
+    """Raise unless a schema is small: what a backend compiles from a large one has crashed it."""
     nodes, waiting = 0, [value]
     while waiting:
         item = waiting.pop()

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from gateway.api import parameters
+from gateway.api import messages, parameters, responses
+from gateway.api.conversations import has_media
 from models.call import CallRequest, Endpoint
 from models.errors import InvalidRequest
 
 _decode = msgspec.json.Decoder().decode
 
 _TABLES = {
-    Endpoint.CHAT_COMPLETIONS: (parameters.CHAT, "messages"),
-    Endpoint.COMPLETIONS: (parameters.COMPLETIONS, "prompt"),
-    Endpoint.EMBEDDINGS: (parameters.EMBEDDINGS, "input"),
+    Endpoint.CHAT_COMPLETIONS: parameters.CHAT,
+    Endpoint.COMPLETIONS: parameters.COMPLETIONS,
+    Endpoint.EMBEDDINGS: parameters.EMBEDDINGS,
+}
+_REQUIRED = {
+    Endpoint.CHAT_COMPLETIONS: ("model", "messages"),
+    Endpoint.COMPLETIONS: ("model", "prompt"),
+    Endpoint.EMBEDDINGS: ("model", "input"),
+    Endpoint.RESPONSES: ("model", "input"),
+    Endpoint.MESSAGES: ("model", "max_tokens", "messages"),
 }
 
 
@@ -35,12 +43,25 @@ def decode(body: bytes) -> dict[str, Any]:
 
 def parse(endpoint: Endpoint, body: bytes) -> CallRequest:
     """The call a request body asks for; raises `InvalidRequest` naming the parameter that is wrong."""
-    decoded = decode(body)
-    table, subject = _TABLES[endpoint]
-    for required in ("model", subject):
+    return read(endpoint, decode(body), len(body))
+
+
+def read(endpoint: Endpoint, decoded: dict[str, Any], size: int, history: Sequence[dict[str, Any]] = ()) -> CallRequest:
+    """The call that a decoded body of `size` bytes asks for; `history` are the items of the response before it."""
+    for required in _REQUIRED[endpoint]:
         if decoded.get(required) is None:
             raise InvalidRequest(f"You must provide '{required}'.", param=required)
-    kept = parameters.checked(decoded, table)
+    match endpoint:
+        case Endpoint.RESPONSES:
+            return responses.read(decoded, history)
+        case Endpoint.MESSAGES:
+            return messages.read(decoded)
+        case _:
+            return _read_openai(endpoint, decoded, size)
+
+
+def _read_openai(endpoint: Endpoint, decoded: dict[str, Any], size: int) -> CallRequest:
+    kept = parameters.checked(decoded, _TABLES[endpoint])
     options = kept.pop("stream_options", None)
     stream = bool(kept.pop("stream", False))
     if options is not None and not stream:
@@ -48,6 +69,8 @@ def parse(endpoint: Endpoint, body: bytes) -> CallRequest:
     if "top_logprobs" in kept and not kept.get("logprobs"):
         raise parameters.wrong("top_logprobs", "is only allowed when 'logprobs' is true")
     limits = [kept.pop(name) for name in ("max_tokens", "max_completion_tokens") if name in kept]
+    is_chat = endpoint is Endpoint.CHAT_COMPLETIONS
+    subject = _REQUIRED[endpoint][1]
     return CallRequest(
         endpoint,
         kept.pop("model"),
@@ -55,22 +78,17 @@ def parse(endpoint: Endpoint, body: bytes) -> CallRequest:
         stream,
         bool(options and options.get("include_usage")),
         kept.pop("n", 1),
-        1 if endpoint is Endpoint.CHAT_COMPLETIONS else parameters.text_count(kept[subject]),
+        1 if is_chat else parameters.text_count(kept[subject]),
         min(limits) if limits else None,
-        _input_bound(endpoint, kept, len(body)),
+        _input_bound(is_chat, kept, size),
         decoded.get("user") or decoded.get("safety_identifier"),
     )
 
 
-def _input_bound(endpoint: Endpoint, body: Mapping[str, Any], size: int) -> int | None:
+def _input_bound(is_chat: bool, body: Mapping[str, Any], size: int) -> int | None:
     """Byte-level tokenizers never give more tokens than UTF-8 bytes, and JSON is no shorter than its text.
 
     A token id of an array takes at least one digit and a comma, so the body's size bounds those as well. What a
     picture or a sound costs is not to be seen from its bytes.
     """
-    if endpoint is Endpoint.CHAT_COMPLETIONS:
-        for message in body["messages"]:
-            content = message.get("content")
-            if isinstance(content, list) and any(part["type"] not in ("text", "refusal") for part in content):
-                return None
-    return size
+    return None if is_chat and has_media(body["messages"]) else size

@@ -58,7 +58,7 @@ class Dialect:
         for name in self.rename.keys() & body.keys():
             body[self.rename[name]] = body.pop(name)
         body["model"] = deployment.backend_model
-        if request.endpoint is not Endpoint.EMBEDDINGS:
+        if request.endpoint.generates:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True, **self.continuous_stream_options}
             body.update(self.continuous)

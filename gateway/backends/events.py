@@ -18,8 +18,10 @@ class Function(msgspec.Struct):
 
 
 class ToolCall(msgspec.Struct):
-    """A piece of a tool call."""
+    """A piece of a tool call; `index` says of which."""
 
+    index: int | None = None
+    id: str | None = None
     function: Function | None = None
 
 
@@ -40,6 +42,9 @@ class Choice(msgspec.Struct):
     text: str | None = None
     delta: Delta | None = None
     finish_reason: str | None = None
+    stop_reason: Any = None
+    """vLLM: the stop sequence at which it ended."""
+    logprobs: msgspec.Raw = _NOTHING
 
 
 class Chunk(msgspec.Struct):

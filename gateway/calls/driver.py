@@ -39,9 +39,10 @@ from gateway.calls.running import Running
 from gateway.calls.settling import Settling
 from gateway.calls.upstream import Connection, Pool
 from gateway.exchange import Exchange
-from models.call import BucketState, CallRequest, Hold, HoldRequest, RefusedHold
+from models.call import BucketState, CallRequest, Endpoint, Hold, HoldRequest, RefusedHold
 from models.catalog import Deployment, Model
 from models.errors import BackendFailed, BackendTimedOut, InvalidRequest, TollgateError, Unavailable
+from models.money import amount_text
 from models.usage import Ending
 
 HIGH_WATER_BYTES: Final = 512 * 1024
@@ -74,6 +75,7 @@ class Driver:
         "_first_byte_seconds",
         "_has_ended",
         "_has_time",
+        "_id",
         "_is_at_work",
         "_is_broken",
         "_is_waiting",
@@ -107,6 +109,7 @@ class Driver:
     ) -> None:
         self.call = Call(request, hold, model, self._next_attempt, now, is_audited=is_audited)
         self.request_id = str(hold.origin.call_id)
+        self._id = self.request_id.encode()
         self._running = running
         self._place = place
         self._first: Attempt | None = None
@@ -491,8 +494,20 @@ class Driver:
         telemetry.CALLS.first_byte(self.call.request.endpoint, self._first_byte_seconds)
         kind = _STREAM_LINES if command.length is None else _JSON_LINES
         limits = b"".join(b"%b: %b\r\n" % header for header in rate_limit_headers(self._buckets))
-        lines = b"x-request-id: %b\r\n%b%b" % (self.request_id.encode(), kind, limits)
-        self._exchange.open(200, lines, command.length)
+        milliseconds = int(self._first_byte_seconds * 1_000)
+        lines = b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b%b" % (self._id, milliseconds, kind, limits)
+        self._exchange.open(200, lines + self._extra_lines(), command.length)
+
+    def _extra_lines(self) -> bytes:
+        """Headers that most calls do not have."""
+        request, charge = self.call.request, self.call.charge
+        lines = b""
+        if request.endpoint is Endpoint.MESSAGES:
+            lines += b"request-id: %b\r\n" % self._id
+        if request.tells_cost and charge is not None and not request.stream:
+            cost = f"{amount_text(charge.amount, charge.currency)} {charge.currency}"
+            lines += b"x-tollgate-cost: %b\r\n" % cost.encode()
+        return lines
 
     def _send_body(self, command: SendBody) -> None:
         if self.call.is_client_gone:
@@ -506,7 +521,7 @@ class Driver:
         if self.call.is_client_gone:
             return
         answer = command.answer
-        rendered = render(command.error, request_id=self.request_id)
+        rendered = render(command.error, request_id=self.request_id, path=self._exchange.path)
         self._status = rendered.status
         headers = [*rendered.headers, *rate_limit_headers(answer.buckets if answer is not None else self._buckets)]
         self._exchange.answer(rendered.status, headers, rendered.body)

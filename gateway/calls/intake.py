@@ -175,7 +175,7 @@ class _Arrival:
             exchange.keep_alive = False
         # After 413 the server goes on reading and throws away: closing at once would reset the connection before a
         # client that is still sending has read why.
-        exchange.answer(*render(error, request_id=str(self.call_id)))
+        exchange.answer(*render(error, request_id=str(self.call_id), path=exchange.path))
 
 
 def able(model: Model, request: CallRequest) -> tuple[Deployment, ...]:

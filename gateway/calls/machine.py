@@ -12,16 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum, auto
-from typing import Any
-
-import msgspec
 
 from billing import charges
 from billing.admission import tightened
 from gateway.backends import DIALECTS
-from gateway.backends.events import Chunk, head_of, read, read_any, replace, usage_event
+from gateway.backends.events import Chunk, read, read_any
 from gateway.backends.failures import failure, stream_failure
-from gateway.calls.aggregate import Aggregate
+from gateway.calls.answers import Answer, End, answer_to
 from gateway.calls.commands import (
     CloseUpstream,
     Command,
@@ -35,10 +32,10 @@ from gateway.calls.commands import (
     SendHead,
     Settle,
 )
-from gateway.calls.metering import Meter, OwnCount, Reading, client_usage
-from gateway.calls.refusals import error_event, refusal
+from gateway.calls.metering import Meter, OwnCount, Reading
+from gateway.calls.refusals import refusal
 from gateway.calls.sse import DONE, Event, EventSplitter, EventTooLarge
-from models.call import CallRequest, Charge, Checkpoint, Endpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
+from models.call import CallRequest, Charge, Checkpoint, Hold, HoldRefusal, HoldRequest, RefusedHold, Void
 from models.catalog import Deployment, Model
 from models.errors import (
     BackendFailed,
@@ -46,6 +43,7 @@ from models.errors import (
     TollgateError,
     Unavailable,
 )
+from models.money import amount_text
 from models.usage import Ending
 from models.values import value
 
@@ -55,7 +53,6 @@ MAX_ERROR_BYTES = 64 * 1024
 _RETRIED_STATUS = frozenset({502, 503})
 _REFUSED_STATUS = frozenset({400, 413, 422})
 _DONE_EVENT = b"data: [DONE]\n\n"
-_encode = msgspec.json.Encoder().encode
 
 
 @value
@@ -107,6 +104,7 @@ class Call:
         self.phase = _NEW
         self.hold: Hold | None = None
         self.deployment: Deployment
+        self.answer: Answer
         self.ending: Ending | None = None
         self.error: TollgateError | None = None
         self.charge: Charge | None = None
@@ -123,17 +121,13 @@ class Call:
     def _begin_attempt(self) -> None:
         self.meter = Meter(self.request, DIALECTS[self.deployment.backend.kind])
         self._splitter = EventSplitter()
-        self._aggregate = None if self.request.stream else Aggregate(self.request.endpoint)
+        self.answer = answer_to(self.request, self.hold_request.origin, self.deployment, self.meter)
         self._status = 0
         self._is_sent = False
         self._is_event_stream = False
         self._is_head_sent = False
-        self._is_usage_passed = False
-        self._like: dict[str, object] = {}
         self._collected: list[bytes] = []
         self._collected_bytes = 0
-        # One usage report a choice (llama.cpp): the client gets their sum, made by us.
-        self._makes_usage = self.meter.dialect.sums_choices and self.request.choices > 1
 
     def take(self) -> list[Command]:
         """The commands since the last time, to be carried out in order. Who may be interrupted takes one by one from
@@ -213,7 +207,7 @@ class Call:
         self.deployment = attempt.deployment
         self._begin_attempt()
         self.phase = _CONNECTING
-        self._do(Connect(attempt.deployment, self.request.endpoint, attempt.body))
+        self._do(Connect(attempt.deployment, self.request.endpoint.upstream, attempt.body))
 
     def upstream_sent(self) -> None:
         """The request is on its way: from here on the backend may spend tokens on it."""
@@ -255,11 +249,12 @@ class Call:
 
     def _see(self, events: list[Event]) -> None:
         passed = []
+        answer = self.answer
         for raw, data in events:
             if data is None:
                 # A comment keeps the client's connection alive too, once there is one to keep.
                 if self._is_head_sent:
-                    passed.append(raw)
+                    passed.append(answer.aside(raw))
             elif data == DONE:
                 self._pass(passed)
                 self._finish(Ending.FINISHED, raw)
@@ -271,7 +266,7 @@ class Call:
                     continue
                 if chunk is None:
                     self.meter.flags.add("event_malformed")
-                    passed.append(raw)
+                    passed.append(answer.aside(raw))
                     continue
                 if (chunk.error or chunk.object == "error") and (error := _error_in(chunk, data)) is not None:
                     self._pass(passed)
@@ -282,10 +277,7 @@ class Call:
                     self._pass(passed)
                     self._spend_hold(chunk, data)
                     return
-                if self._aggregate is not None:
-                    self._aggregate.add(read_any(data))
-                else:
-                    passed.append(self._for_client(raw, chunk, data))
+                passed.append(answer.event(raw, chunk, data))
         self._pass(passed)
 
     def _told_error(self, error: object, data: bytes) -> None:
@@ -299,47 +291,14 @@ class Call:
     def _spend_hold(self, chunk: Chunk, data: bytes) -> None:
         """The backend goes on beyond the tokens that the hold covers: end the answer here, as at a limit of length."""
         self._do(CloseUpstream())
-        self._like = head_of(read_any(data))
         # The client does not get this event, so what ends with it has not ended for the client.
         ended = self.meter.finished - {each.index for each in chunk.choices or () if each.finish_reason is not None}
-        ends = [
-            {"index": index, "finish_reason": "length", "logprobs": None, **self._nothing()}
-            for index in range(self.request.choices)
-            if index not in ended
-        ]
-        event = {**self._like, "model": self.request.model, "choices": ends}
-        if self._aggregate is not None:
-            self._aggregate.add(event)
-        if ends:
-            self._pass([b"data: " + _encode(event) + b"\n\n"])
+        self._pass([self.answer.cut([index for index in range(self.request.choices) if index not in ended], data)])
         self._finish(Ending.HOLD_SPENT, _DONE_EVENT)
-
-    def _nothing(self) -> dict[str, object]:
-        """The part of an event's choice that adds no text."""
-        return {"delta": {}} if self.request.endpoint is Endpoint.CHAT_COMPLETIONS else {"text": ""}
-
-    def _for_client(self, raw: bytes, chunk: Chunk, data: bytes) -> bytes:
-        """The event, byte for byte, less what the client did not ask for."""
-        if chunk.timings and self.meter.dialect.sums_choices:
-            raw = replace(raw, b"timings", chunk.timings, None)
-        usage = chunk.usage
-        if usage and bytes(usage) != b"null":
-            wanted = self.request.include_usage
-            if wanted and not self._like:
-                self._like = read_any(data)
-            if not chunk.choices:
-                if not wanted or self._makes_usage:
-                    return b""
-                self._is_usage_passed = True
-            else:
-                raw = replace(raw, b"usage", usage, b"null" if wanted else None)
-        if chunk.model and self.deployment.backend_model != self.request.model:
-            raw = replace(raw, b"model", chunk.model, _encode(self.request.model))
-        return raw
 
     def _pass(self, pieces: list[bytes]) -> None:
         data = b"".join(pieces)
-        if not data or self.is_client_gone or self._aggregate is not None:
+        if not data or self.is_client_gone:
             return
         if not self._is_head_sent:
             self._is_head_sent = True
@@ -366,14 +325,11 @@ class Call:
 
     def _end_of_answer(self, body: bytes) -> None:
         answer = read_any(body)
-        if not isinstance(answer, dict) or self.request.stream or "error" in answer:
+        if not isinstance(answer, dict) or "error" in answer or not self.answer.whole(answer, body):
             self._fail_before_first_byte(BackendFailed("The model's backend sent an answer that is none."), False)
             return
         self.meter.see_answer(answer)
-        if "model" in answer and self.deployment.backend_model != self.request.model:
-            body = _encode({**answer, "model": self.request.model})
-        self._aggregate = None
-        self._finish(Ending.FINISHED, body)
+        self._finish(Ending.FINISHED, b"")
 
     def upstream_failed(self, error: TollgateError) -> None:
         """No connection, a broken one, or a time limit that passed."""
@@ -493,40 +449,35 @@ class Call:
 
     def _end_answer(self) -> None:
         if self.request.stream:
-            self._end_stream()
+            if not self._is_head_sent:
+                self._do(SendHead(None))
+            last = self.answer.end(self._end()) if self.error is None else self.answer.broke(self.error)
+            self._do(SendBody(last, last=True))
         elif self.error is not None:
             self._do(SendError(self.error, self.hold))
         else:
-            body = self._final
-            if self._aggregate is not None:
-                answer = self._aggregate.answer(self._usage_told())
-                answer["model"] = self.request.model
-                body = _encode(answer)
+            body = self.answer.end(self._end())
             self._do(SendHead(len(body)))
             self._do(SendBody(body, last=True))
 
-    def _end_stream(self) -> None:
-        if self.error is not None:
-            data = error_event(self.error)
-        else:
-            data = self._final
-            is_known = self.meter.knows_progress or self.ending is Ending.HOLD_SPENT
-            if self.request.include_usage and not self._is_usage_passed and is_known:
-                like = {**self._like, "model": self.request.model}
-                data = usage_event(like, self._usage_told()) + data
-        if not self._is_head_sent:
-            self._do(SendHead(None))
-        self._do(SendBody(data, last=True))
+    def _end(self) -> End:
+        if self.charge is None or self.ending is None:
+            raise BrokenPromise("an answer ends when it is paid for")
+        is_known = self.meter.knows_progress or self.ending is Ending.HOLD_SPENT
+        cost = None
+        if self.request.tells_cost:
+            currency = self.charge.currency
+            cost = {"amount": amount_text(self.charge.amount, currency), "currency": currency}
+        return End(self.ending, self.charge.ended_at, self._final, self._usage_told, is_known, cost)
 
-    def _usage_told(self) -> dict[str, Any]:
-        """The usage object that we make for the client."""
+    def _usage_told(self) -> Reading:
+        """The usage that we tell the client."""
         charge = self.charge
-        if charge is None or self.ending is not Ending.HOLD_SPENT:
-            return client_usage(self.meter.total())
-        # What the backend made beyond the hold was neither delivered nor charged.
-        return client_usage(
-            Reading(charge.input_tokens, charge.output_tokens, charge.cached_tokens, reasoning=charge.reasoning_tokens)
-        )
+        if charge is None or (self.meter.knows_progress and self.ending is not Ending.HOLD_SPENT):
+            return self.meter.total()
+        # What the backend made beyond the hold was neither delivered nor charged; what it did not tell is our count.
+        of_charge = charge.input_tokens, charge.output_tokens, charge.cached_tokens
+        return Reading(*of_charge, reasoning=charge.reasoning_tokens)
 
     def _release(self, reason: str) -> None:
         if self.hold is None:
@@ -540,7 +491,7 @@ class Call:
         if self.is_client_gone:
             return
         if self._is_head_sent:
-            self._do(SendBody(error_event(error), last=True))
+            self._do(SendBody(self.answer.broke(error), last=True))
         else:
             self._do(SendError(error, answer or self.hold))
 

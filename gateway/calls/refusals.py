@@ -70,8 +70,19 @@ def _limit_name(scope: str) -> str:
 
 def error_event(error: TollgateError) -> bytes:
     """The SSE event that ends a broken stream: SDKs take an end without it, and without [DONE], for a success."""
-    body = {"error": {"message": error.message, "type": "api_error", "param": None, "code": _code(error)}}
-    return b"event: error\ndata: " + _encode(body) + b"\n\n"
+    return b"event: error\ndata: " + _encode({"error": error_object(error)}) + b"\n\n"
+
+
+def error_object(error: TollgateError) -> dict[str, str | None]:
+    """What is told of an error in the middle of a stream."""
+    return {"message": error.message, "type": "api_error", "param": None, "code": _code(error)}
+
+
+def anthropic_error(error: TollgateError, request_id: str) -> bytes:
+    """The same in the shape of Anthropic's API."""
+    kind = "overloaded_error" if isinstance(error, Unavailable) else "api_error"
+    told = {"type": kind, "message": error.message}
+    return _encode({"type": "error", "error": told, "request_id": request_id})
 
 
 def _code(error: TollgateError) -> str:

@@ -563,7 +563,7 @@ def test_a_fault_in_the_last_step_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("a bug")
 
     play = settling()
-    monkeypatch.setattr("gateway.calls.aggregate.Aggregate.answer", broken)
+    monkeypatch.setattr("gateway.calls.answers.aggregate.Aggregate.answer", broken)
     with pytest.raises(RuntimeError):
         play.call.settled()
     play.call.broke(TollgateError("a bug"))

@@ -111,14 +111,15 @@ JSON = st.recursive(
 )
 NAMES = st.sampled_from(
     ["model", "messages", "prompt", "input", "n", "max_tokens", "stop", "tools", "logit_bias", "stream_options",
-     "response_format", "tool_choice", "stream", "user", "metadata", "logprobs", "modalities"]
+     "response_format", "tool_choice", "stream", "user", "metadata", "logprobs", "modalities", "text", "reasoning",
+     "system", "instructions", "include", "stop_sequences", "thinking", "output_config", "previous_response_id"]
 )  # fmt: skip
 
 
 @given(st.sampled_from(Endpoint), st.dictionaries(NAMES, JSON, max_size=6))
 def test_whatever_is_sent_is_a_call_or_a_clear_error(endpoint: Endpoint, body: dict[str, Any]) -> None:
-    subject = {Endpoint.CHAT_COMPLETIONS: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}
-    filled = {"model": "m", subject[endpoint]: "x", **body}
+    subject = {Endpoint.CHAT_COMPLETIONS: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.MESSAGES: "messages"}
+    filled = {"model": "m", "max_tokens": 5, subject.get(endpoint, "input"): "x", **body}
     try:
         request = parse(endpoint, json.dumps(filled).encode())
     except TollgateError:
