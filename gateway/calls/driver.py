@@ -544,7 +544,7 @@ class Driver:
         if self.call.is_client_gone:
             return
         answer = command.answer
-        rendered = render(command.error, request_id=self.request_id, path=self._exchange.path)
+        rendered = render(command.error, request_id=self.request_id, path=self.call.request.endpoint)
         self._status = rendered.status
         headers = [*rendered.headers, *rate_limit_headers(answer.buckets if answer is not None else self._buckets)]
         self._exchange.answer(rendered.status, headers, rendered.body)
