@@ -32,6 +32,7 @@ class CallRequest:
 
     `prompts` is the number of prompts in a list, `n` the choices wanted of each. `input_bound` is the most input
     tokens the text can be (UTF-8 bytes bound tokens), or None where only the model's context bounds it (images).
+    `images_bound` and `audio_seconds_bound` are the most of these that the call can be charged for.
     """
 
     endpoint: Endpoint
@@ -44,6 +45,8 @@ class CallRequest:
     max_output_tokens: int | None = None
     input_bound: int | None = 0
     end_user: str | None = None
+    images_bound: int = 0
+    audio_seconds_bound: int = 0
 
     @property
     def choices(self) -> int:
@@ -81,7 +84,10 @@ class MonthlyLimit:
 
 @value
 class CallOrigin:
-    """What is known of a call when its hold is taken, and is on its receipt for ever."""
+    """What is known of a call when its hold is taken, and is on its receipt for ever.
+
+    `batch` says that it is one of a batch file.
+    """
 
     call_id: UUID
     organization_id: UUID
@@ -94,13 +100,15 @@ class CallOrigin:
     streamed: bool
     created_at: datetime
     end_user: str | None = None
+    batch: bool = False
 
 
 @value
 class HoldRequest:
     """The hold a call needs: at most `amount` will be charged, at the pinned `rates`.
 
-    `input_bound` and `output_bound` are the tokens the amount covers.
+    `input_bound` and `output_bound` are the tokens the amount covers, `images_bound` and `audio_seconds_bound` what it
+    covers of these.
     """
 
     origin: CallOrigin
@@ -111,6 +119,9 @@ class HoldRequest:
     buckets: tuple[RateBucket, ...] = ()
     in_flight: tuple[InFlightLimit, ...] = ()
     spend: tuple[MonthlyLimit, ...] = ()
+    # Last, so that entries can leave them out cheaply (billing/hot/entries.py).
+    images_bound: int = 0
+    audio_seconds_bound: int = 0
 
 
 @value
@@ -187,7 +198,7 @@ class Charge:
     """What one call cost, as it is on the stream, in Postgres and on the receipt.
 
     `reported` is the backend's own usage and `counted` ours, where we made one; `flags` names what was wrong with
-    the backend's numbers.
+    the backend's numbers. `version` is the version of the model that served the call: the name the backend has for it.
     """
 
     call_id: UUID
@@ -216,3 +227,8 @@ class Charge:
     counted: dict[str, Any] | None = None
     flags: tuple[str, ...] = field(default=())
     corrects: UUID | None = None
+    version: str = ""
+    # Last, so that entries can leave them out cheaply (billing/hot/entries.py).
+    images: int = 0
+    audio_seconds: int = 0
+    batch: bool = False
