@@ -25,13 +25,13 @@ async def create_service_account(
 
 
 async def find_service_account(connection: AsyncConnection, project_id: UUID, account_id: UUID) -> AnyRow | None:
-    """A service account of a project that was not deleted; locked, so that it does not end under a new key."""
+    """A service account of a project that was not deleted."""
     statement = select(service_account).where(
         service_account.c.project_id == project_id,
         service_account.c.id == account_id,
         service_account.c.deleted_at.is_(None),
     )
-    return await fetch_optional(connection, statement.with_for_update(key_share=True))
+    return await fetch_optional(connection, statement)
 
 
 async def update_service_account(connection: AsyncConnection, account_id: UUID, values: dict[str, Any]) -> AnyRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
@@ -14,6 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from models.account import SpendLimit
 from models.money import Units
 from models.tables import api_key, organization, spend_limit, usage_hour
+
+OWN: Final = "organization"
+"""The author of a limit that an organization has set itself; the other is `operator`."""
 
 
 class Scoped(Protocol):
@@ -88,6 +91,43 @@ async def set_limit(connection: AsyncConnection, limit: StoredLimit) -> None:
 async def remove_limit(connection: AsyncConnection, limit_id: UUID, now: datetime) -> None:
     """End a limit."""
     await connection.execute(update(spend_limit).where(spend_limit.c.id == limit_id).values(removed_at=now))
+
+
+async def find_own_limit(
+    connection: AsyncConnection, organization_id: UUID, project_id: UUID | None
+) -> StoredLimit | None:
+    """The limit in force that an organization has set for itself, or for one of its projects."""
+    found = await _limits(connection, *_is_own(organization_id, project_id, None))
+    return found[0] if found else None
+
+
+async def remove_own_limit(
+    connection: AsyncConnection,
+    organization_id: UUID,
+    project_id: UUID | None,
+    api_key_id: UUID | None,
+    now: datetime,
+) -> None:
+    """End a limit that an organization has set for itself, a project or a key, if there is one."""
+    is_it = (*_is_own(organization_id, project_id, api_key_id), spend_limit.c.removed_at.is_(None))
+    await connection.execute(update(spend_limit).where(*is_it).values(removed_at=now))
+
+
+async def own_limits_of_keys(connection: AsyncConnection, key_ids: Collection[UUID]) -> dict[UUID, Units]:
+    """By key: the limit in force that its organization has set for it."""
+    if not key_ids:
+        return {}
+    rows = await _limits(connection, spend_limit.c.api_key_id.in_(key_ids), spend_limit.c.set_by == OWN)
+    return {row.api_key_id: row.amount for row in rows if row.api_key_id is not None}
+
+
+def _is_own(organization_id: UUID, project_id: UUID | None, api_key_id: UUID | None) -> tuple[ColumnElement[bool], ...]:
+    return (
+        spend_limit.c.organization_id == organization_id,
+        spend_limit.c.project_id.is_not_distinct_from(project_id),
+        spend_limit.c.api_key_id.is_not_distinct_from(api_key_id),
+        spend_limit.c.set_by == OWN,
+    )
 
 
 async def limits_of(connection: AsyncConnection, organization_id: UUID) -> list[StoredLimit]:
