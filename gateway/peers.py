@@ -41,8 +41,8 @@ def client_address(peer: str, headers: Iterable[tuple[bytes, bytes]], trusted: S
     address = _address(peer)
     if address is None or not _is_in(address, trusted):
         return address
-    named = b",".join(value for name, value in headers if name.lower() == b"x-forwarded-for")
-    for text in reversed(named.split(b",")) if named else ():
+    named = [text for name, value in headers if name.lower() == b"x-forwarded-for" for text in value.split(b",")]
+    for text in reversed(named):
         address = _address(text.decode("latin-1").strip())
         if address is None or not _is_in(address, trusted):
             return address

@@ -8,13 +8,12 @@ from ipaddress import ip_network
 from typing import Annotated, Final, NamedTuple
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import Table
 
 from billing.store import keys as stored
 from billing.store.keys import KeyBounds
 from billing.store.pages import AnyRow
-from gateway.api.operator.shapes import Body
 from gateway.api.transactions import Change
 from gateway.keys import KeyKind, mint
 from models.call import Endpoint
@@ -47,8 +46,10 @@ Endpoints = Annotated[list[EndpointPath], Field(max_length=50)]
 OverlapSeconds = Annotated[int, Field(ge=0, le=LONGEST_OVERLAP_SECONDS)]
 
 
-class Rotation(Body):
+class Rotation(BaseModel):
     """How a key hands over to its successor: for `overlap_seconds` from now both work."""
+
+    model_config = ConfigDict(extra="forbid")
 
     overlap_seconds: OverlapSeconds = 86_400
 

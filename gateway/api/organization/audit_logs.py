@@ -91,7 +91,6 @@ class AuditLog(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     id: str
-    object: Literal["organization.audit_log"] = "organization.audit_log"
     type: str
     effective_at: int
     actor: Actor
