@@ -229,6 +229,38 @@ async def test_bodies_that_make_no_sense(scene: Scene, path: str, body: dict[str
     assert answer.status_code == 422, answer.text
 
 
+async def test_b07_a_key_is_no_wider_than_who_makes_it(scene: Scene) -> None:
+    project = await made(scene, scene.bob, "/projects", {"name": "narrow"})
+    path = f"/projects/{project['id']}"
+    account = await made(scene, scene.bob, f"{path}/service_accounts", {"name": "x"})
+    await made(scene, scene.bob, f"{path}/model_permissions", {"mode": "deny_list", "model_ids": ["m"]})
+    keys = f"{PREFIX}{path}/service_accounts/{account['id']}/api_keys"
+    wider = {"name": "x", "scopes": ["model:m"]}
+    assert (await ask(scene, "POST", keys, scene.bob.admin_headers, json=wider)).status_code == 403
+
+    short = await made(scene, scene.bob, "/admin_api_keys", {"name": "short", "expires_in_seconds": 600})
+    holder = {"authorization": f"Bearer {short['value']}"}
+    for body in ({"name": "x"}, {"name": "x", "expires_in_seconds": 6_000}):
+        assert (await ask(scene, "POST", f"{PREFIX}/admin_api_keys", holder, json=body)).status_code == 403
+    rotation = {"overlap_seconds": 60, "expires_in_seconds": 6_000}
+    path = f"{PREFIX}/admin_api_keys/{short['id']}/rotate"
+    assert (await ask(scene, "POST", path, holder, json=rotation)).status_code == 403
+    # What was refused has shortened nothing.
+    shown = await ask(scene, "GET", f"{PREFIX}/admin_api_keys/{short['id']}", holder)
+    assert shown.json()["expires_at"] == short["expires_at"]
+
+
+async def test_a12_a_forged_address_opens_no_network(scene: Scene) -> None:
+    tenant = await scene.stage.tenant(networks=["10.0.0.0/8"])
+    asked, balance = len(scene.backend.asked), await scene.stage.balance(scene.alice)
+    for forged in ({}, {"x-forwarded-for": "10.0.0.1"}, {"forwarded": "for=10.0.0.1"}, {"x-real-ip": "10.0.0.1"}):
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+        answer = await scene.post("/v1/chat/completions", json=body, headers=tenant.headers | forged)
+        assert answer.status_code == 403
+        assert answer.json()["error"]["code"] == "permission_denied"
+    await scene.untouched(asked, balance)
+
+
 async def test_f01_markup_in_a_name_comes_back_as_text(scene: Scene) -> None:
     name = "<img src=x onerror=alert(1)>"
     answer = await ask(scene, "POST", f"{PREFIX}/projects", scene.bob.admin_headers, json={"name": name})
