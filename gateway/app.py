@@ -19,7 +19,7 @@ from billing.journal.journal import open_journal
 from billing.store.engine import make_engine
 from billing.tokens import Tokenizers
 from gateway import telemetry
-from gateway.api import alerts, billing, documents, errors, invoices, openai, operator, probes, webhooks
+from gateway.api import alerts, billing, documents, errors, invoices, openai, operator, organization, probes, webhooks
 from gateway.api.limits import BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
@@ -61,7 +61,7 @@ def make_api(*, docs_enabled: bool, takes_webhooks: bool = True) -> FastAPI:
         redirect_slashes=False,
     )
     # Documents before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
-    for room in (openai, documents, billing, alerts, invoices, operator, probes):
+    for room in (openai, documents, billing, alerts, invoices, organization, operator, probes):
         api.include_router(room.router)
     if takes_webhooks:
         api.include_router(webhooks.router)

@@ -588,6 +588,7 @@ usage_hour = Table(
     Column("model", Text, primary_key=True),
     Column("endpoint", Text, primary_key=True),
     Column("batch", Boolean, primary_key=True),
+    Column("price_version_ids", ARRAY(Uuid), primary_key=True),
     *_sums(),
     postgresql_with={"fillfactor": "80"},
 )
