@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from billing.verify import verify
 from models.money import amount_text
 from tests.integration.organization.trade import BEGIN, CALLS, DAYS, END, Trade, sql
 
@@ -242,3 +243,15 @@ async def test_costs_of_a_key_are_those_of_its_charges(trade: Trade) -> None:
     assert {(start,): int(Decimal(result.amount.exact).scaleb(9)) for start, result in found} == {
         start: int(amount) for start, (amount,) in rows.items()
     }
+
+
+# The book behind it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", ["prices", "corrections", "usage", "transfers"])
+async def test_the_book_of_the_trade_is_right(trade: Trade, check: str) -> None:
+    """Charges of images and audio are priced again by `verify` as they were charged, corrections and sums too."""
+    report = await verify(trade.engine, trade.hot)
+    [found] = [each for each in report.checks if each.name == check]
+    assert found.ok, found.findings
+    assert found.rows > 0

@@ -121,7 +121,7 @@ async def opened(database_url: str, redis_url: str) -> AsyncIterator[Trade]:
         chance = random.Random(20_261_127)
         await _book(trade, [_call(trade, trade.ours, chance) for _ in range(CALLS - 60)])
         await _book(trade, [_call(trade, trade.theirs, chance) for _ in range(300)])
-        await _recover(trade, [_call(trade, trade.ours, chance) for _ in range(60)], chance)
+        await _recover(trade, [_made(trade, trade.ours, chance) for _ in range(60)], chance)
         yield trade
     finally:
         await hot.close()
@@ -213,7 +213,27 @@ async def _price(trade: Trade) -> None:
                     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call that ended, before it is charged."""
+
+    hold: Hold
+    usage: TokenUsage
+    ended_at: datetime
+
+    def charged(self, usage: TokenUsage, ending: Ending = Ending.FINISHED) -> Charge:
+        """Its charge, by this usage or another."""
+        version = f"{self.hold.request.origin.model}-v2"
+        measured = Measured(usage, UsageSource.BACKEND)
+        return close(self.hold, measured, ending=ending, deployment="here", ended_at=self.ended_at, version=version)
+
+
 def _call(trade: Trade, side: Side, chance: random.Random) -> Charge:
+    made = _made(trade, side, chance)
+    return made.charged(made.usage)
+
+
+def _made(trade: Trade, side: Side, chance: random.Random) -> _Call:
     """Any call of the four days; some at the very edges of hours and days, some cut to their hold."""
     began = BEGIN + timedelta(microseconds=chance.randrange(int(timedelta(days=DAYS).total_seconds() * 1_000_000)))
     if chance.random() < 0.1:
@@ -240,10 +260,7 @@ def _call(trade: Trade, side: Side, chance: random.Random) -> Charge:
     }.get(name, spoken)
     amount = Units(chance.choice((50_000, *[10**15] * 19)))
     request = HoldRequest(origin, amount, rates, 10_000, 10_000)
-    measured = Measured(usage, UsageSource.BACKEND)
-    return close(
-        Hold(request), measured, ending=Ending.FINISHED, deployment="here", ended_at=ended, version=f"{name}-v2"
-    )
+    return _Call(Hold(request), usage, ended)
 
 
 async def _book(trade: Trade, calls: list[Charge]) -> None:
@@ -260,15 +277,21 @@ async def _book(trade: Trade, calls: list[Charge]) -> None:
         assert (booked.charges, booked.dead) == (len(entries), 0)
 
 
-async def _recover(trade: Trade, calls: list[Charge], chance: random.Random) -> None:
+async def _recover(trade: Trade, calls: list[_Call], chance: random.Random) -> None:
     """Calls that a sweeper had ended with less than was used, or with more, and that their journal corrects."""
-    swept = []
+    swept, journaled = [], []
     for each in calls:
-        input_tokens = max(each.cached_tokens, each.input_tokens - chance.randrange(-400, 400))
-        amount = min(each.hold, max(0, each.amount - chance.randrange(-20_000, 20_000)))
-        swept.append(replace(each, ending=Ending.RECOVERED, input_tokens=input_tokens, amount=amount))
+        usage = each.usage
+        known = replace(
+            usage,
+            input=max(usage.cached, usage.input - chance.randrange(-400, 400)),
+            images=max(0, usage.images - chance.randrange(-1, 3)) if usage.images else 0,
+            audio_seconds=max(0, usage.audio_seconds - chance.randrange(-90, 90)) if usage.audio_seconds else 0,
+        )
+        swept.append(each.charged(known, Ending.RECOVERED))
+        journaled.append(each.charged(usage))
     await _book(trade, swept)
-    corrected = [await correct(trade.engine, trade.hot, each) for each in calls]
+    corrected = [await correct(trade.engine, trade.hot, each) for each in journaled]
     assert sum(each is not None for each in corrected) > len(calls) // 2
 
 
