@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from tests.scripted import DONE, Asked, Scripted, answer, chunk, end, open_stream, send, stream
@@ -152,16 +152,27 @@ def running_backend() -> Iterator[Scripted]:
     loop = asyncio.new_event_loop()
     closing = asyncio.Event()
 
+    connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections[task] = writer
+        await backend.serve(reader, writer)
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        del connections[task]
+
     async def serve() -> None:
-        server = await asyncio.start_server(backend.serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
         backend.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         is_open.set()
         await closing.wait()
         server.close()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        for writer in connections.values():
+            writer.transport.abort()
+        if connections:
+            await asyncio.wait(set(connections))
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), name="scripted backend")
     thread.start()

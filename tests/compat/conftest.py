@@ -119,6 +119,11 @@ class Ran:
         return charge
 
 
+def run_at(processes: Processes, client: str, case: str, base_url: str, key: str, model: str) -> dict[str, Any]:
+    """What a client tells of a case at this address; its exceptions are AssertionErrors here."""
+    return processes.of(CLIENTS[client]).do(case, base_url=base_url, api_key=key, model=model)
+
+
 @dataclass(slots=True)
 class Rounds:
     """A case is run by all clients one after another, and then what they were charged is waited for, once."""
@@ -142,12 +147,11 @@ class Rounds:
         _, _, model = _of(item)
         done = {}
         for client in clients:
-            process = self.processes.of(CLIENTS[client])
             ran = done[client] = Ran(client, self.tollgate, key(self.tollgate), [])
             heard = len(self.tollgate.backend.asked)
-            address = {"base_url": self.tollgate.base_url, "api_key": ran.key.value}
+            known_as = self.tollgate.demo if model == DEMO else model
             try:
-                ran._told = process.do(case, model=self.tollgate.demo if model == DEMO else model, **address)
+                ran._told = run_at(self.processes, client, case, self.tollgate.base_url, ran.key.value, known_as)
             except AssertionError as failed:
                 ran._told = failed
             ran.asked = self.tollgate.backend.asked[heard:]

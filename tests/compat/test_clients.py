@@ -70,6 +70,13 @@ def test_chat_stream_helper(ran: Ran) -> None:
     assert answered(ran)["events"]
 
 
+@case("chat_choices", DEMO)
+def test_chat_choices(ran: Ran) -> None:
+    assert len(ran.told["texts"]) == 3
+    assert all(ran.told["texts"])
+    agrees(ran.told, ran.charge)
+
+
 @case("chat_async", "parrot", calls=2)
 def test_chat_async(ran: Ran) -> None:
     assert (ran.told["plain_text"], ran.told["text"]) == (TEXT, TEXT)
@@ -230,6 +237,13 @@ def test_messages_structured(ran: Ran) -> None:
 @case("messages_reasoning", "thinks")
 def test_messages_reasoning(ran: Ran) -> None:
     assert (ran.told["reasoning"], ran.told["text"]) == (THOUGHT, TEXT)
+
+
+@case("messages_too_long", DEMO, calls=0)
+def test_messages_too_long(ran: Ran) -> None:
+    is_refused(ran, 400, "context")
+    assert ran.told["type"] == "invalid_request_error"
+    assert ran.told["request_id"]
 
 
 @case("count_tokens", DEMO)

@@ -54,6 +54,16 @@ export async function messages_tools(at) {
   };
 }
 
+export async function messages_too_long(at) {
+  const long = [{ role: "user", content: "word ".repeat(6000) }];
+  try {
+    await client(at).messages.stream({ model: at.model, max_tokens: 16, messages: long }).finalMessage();
+  } catch (raised) {
+    return { error: error(raised), type: raised.type, request_id: raised.requestID ?? null };
+  }
+  return { error: null };
+}
+
 export async function count_tokens(at) {
   const counted = await client(at).messages.countTokens({ model: at.model, messages: conversation });
   await create(at);

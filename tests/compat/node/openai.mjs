@@ -60,6 +60,13 @@ export async function chat_stream_helper(at) {
   };
 }
 
+export async function chat_choices(at) {
+  const asked = { model: at.model, messages, max_tokens: 8, temperature: 0, n: 3 };
+  const stream = client(at).chat.completions.stream({ ...asked, stream_options: { include_usage: true } });
+  const answer = await stream.finalChatCompletion();
+  return { texts: answer.choices.map((choice) => choice.message.content), usage: ofChat(answer.usage) };
+}
+
 export async function tools(at) {
   const it = client(at);
   const first = await it.chat.completions.create({ model: at.model, messages, tools: [tool], tool_choice: "auto" });

@@ -10,6 +10,8 @@ from tests.compat.programs.at import QUESTION, WEATHER_SCHEMA, At, Told, error, 
 
 CONVERSATION: Any = [{"role": "user", "content": QUESTION}]
 TOOL: Any = {"name": "get_weather", "description": "The weather in a city.", "input_schema": WEATHER_SCHEMA}
+SURE = {"temperature": 0}
+"""No parameter of this client any more; the random demo model says something at once only with it."""
 
 
 def client(at: At, **options: Any) -> Any:
@@ -36,7 +38,7 @@ def create(at: At, *, client_options: dict[str, Any] | None = None, **more: Any)
 
 def messages(at: At) -> Told:
     """A plain message."""
-    answer = create(at, temperature=0)
+    answer = create(at, extra_body=SURE)
     return {
         "text": text_of(answer),
         "finish": answer.stop_reason,
@@ -56,7 +58,8 @@ async def messages_async(at: At) -> Told:
 
 def messages_stream(at: At) -> Told:
     """`stream()`, which follows every event."""
-    with client(at).messages.stream(model=at.model, max_tokens=16, temperature=0, messages=CONVERSATION) as stream:
+    it = client(at).messages
+    with it.stream(model=at.model, max_tokens=16, messages=CONVERSATION, extra_body=SURE) as stream:
         text = "".join(stream.text_stream)
         answer = stream.get_final_message()
     return {
@@ -92,6 +95,17 @@ def messages_reasoning(at: At) -> Told:
     answer = client(at).messages.create(model=at.model, max_tokens=2048, messages=CONVERSATION, thinking=thinking)
     thought = "".join(block.thinking for block in answer.content if block.type == "thinking")
     return {"reasoning": thought, "text": text_of(answer)}
+
+
+def messages_too_long(at: At) -> Told:
+    """A conversation longer than the model's context."""
+    long: Any = [{"role": "user", "content": "word " * 6_000}]
+    try:
+        with client(at).messages.stream(model=at.model, max_tokens=16, messages=long) as stream:
+            stream.get_final_message()
+    except anthropic.APIStatusError as raised:
+        return {"error": error(raised), "type": raised.type, "request_id": raised.request_id}
+    return {"error": None}
 
 
 def count_tokens(at: At) -> Told:

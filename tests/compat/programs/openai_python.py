@@ -121,6 +121,15 @@ def chat_stream_helper(at: At) -> Told:
     }
 
 
+def chat_choices(at: At) -> Told:
+    """Three answers at once, streamed by the helper."""
+    with client(at).chat.completions.stream(
+        model=at.model, messages=MESSAGES, max_tokens=8, temperature=0, n=3, stream_options={"include_usage": True}
+    ) as stream:
+        answer = stream.get_final_completion()
+    return {"texts": [choice.message.content for choice in answer.choices], "usage": of_chat(answer.usage)}
+
+
 def tools(at: At) -> Told:
     """A call of a function, its answer, and what the model makes of it."""
     it = client(at)
