@@ -42,19 +42,23 @@ class Client:
 
     @property
     def cases(self) -> set[str]:
-        """The cases it has: the public functions of its program that are given where to call."""
+        """The cases it has: the functions of its program that are given where to call, and tell what came of it."""
         text = self.path.read_text(encoding="utf-8")
         if self.environment == "node":
             return set(re.findall(r"^export async function (\w+)\(at\)", text, re.MULTILINE))
         functions = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-        return {one.name for one in functions if ast.unparse(one.args) == "at: At"}
+        return {
+            one.name
+            for one in functions
+            if ast.unparse(one.args) == "at: At" and one.returns is not None and ast.unparse(one.returns) == "Told"
+        }
 
     def missing(self) -> str | None:
         """Why it cannot run here; None if it can."""
         if self.environment == "node":
             if shutil.which("node") is None:
                 return "Node.js is not installed"
-            return None if NODE_MODULES.exists() else f"the Node clients are not installed: {INSTALL}"
+            return None if (NODE_MODULES / ".installed").exists() else f"the Node clients are not installed: {INSTALL}"
         if not (INSTALLED / self.environment / ".installed").exists():
             return f"the environment {self.environment} is not installed: {INSTALL}"
         return None

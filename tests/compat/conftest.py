@@ -163,7 +163,8 @@ class Rounds:
 
 def _of(item: pytest.Function) -> tuple[str, str, str]:
     """Test, client and model."""
-    return item.originalname, item.callspec.params["client"], item.callspec.params["model"]
+    params = item.callspec.params
+    return item.originalname, str(params["client"]), str(params["model"])
 
 
 def _is_beside(item: pytest.Function, other: pytest.Function) -> bool:
@@ -239,9 +240,10 @@ def case(
     backend heard, and `key` makes the key that the client is given."""
 
     def mark(test: Test) -> Test:
-        marked = pytest.mark.case(name, calls=calls, key=key)(test)
-        marked = pytest.mark.parametrize("client", who_has(name))(marked)
-        return pytest.mark.parametrize("model", models)(marked)
+        pytest.mark.case(name, calls=calls, key=key)(test)
+        pytest.mark.parametrize("client", who_has(name))(test)
+        pytest.mark.parametrize("model", models)(test)
+        return test
 
     return mark
 

@@ -56,7 +56,9 @@ class OpenAIStream:
 
     def _opening(self, data: bytes) -> bytes:
         """An event in which all choices begin, in order; `data` is of the first event of the backend."""
-        nothing = [{"index": index, "delta": {}, "finish_reason": None} for index in range(self._unopened)]
+        nothing: list[dict[str, Any]] = [
+            {"index": index, "delta": {}, "finish_reason": None} for index in range(self._unopened)
+        ]
         self._unopened = 0
         like = {**head_of(read_any(data)), "model": self._request.model}
         return b"data: " + encode({**like, "choices": nothing}) + b"\n\n"

@@ -54,6 +54,14 @@ export async function messages_tools(at) {
   };
 }
 
+export async function messages_reasoning(at) {
+  const thinking = { type: "enabled", budget_tokens: 1024 };
+  const asked = { model: at.model, max_tokens: 2048, messages: conversation, thinking };
+  const answer = await client(at).messages.stream(asked).finalMessage();
+  const thought = answer.content.map((block) => block.thinking ?? "").join("");
+  return { reasoning: thought, text: textOf(answer) };
+}
+
 export async function messages_too_long(at) {
   const long = [{ role: "user", content: "word ".repeat(6000) }];
   try {

@@ -192,6 +192,26 @@ export async function responses_structured(at) {
   return { parsed: answer.output_parsed };
 }
 
+export async function responses_refusal(at) {
+  const stream = client(at).responses.stream({ model: at.model, input: QUESTION });
+  let refusal = "";
+  stream.on("response.refusal.delta", (event) => (refusal += event.delta));
+  const answer = await stream.finalResponse();
+  const [part] = answer.output[0].content;
+  if (part.type !== "refusal" || part.refusal !== refusal) throw new Error(`not a refusal: ${JSON.stringify(part)}`);
+  return { refusal };
+}
+
+export async function responses_reasoning(at) {
+  const answer = await client(at).responses.create({ model: at.model, input: QUESTION });
+  const thoughts = answer.output.filter((item) => item.type === "reasoning").flatMap((item) => item.content);
+  return {
+    reasoning: thoughts.map((part) => part.text).join(""),
+    text: answer.output_text,
+    usage: { reasoning: answer.usage.output_tokens_details.reasoning_tokens },
+  };
+}
+
 export async function responses_broken(at) {
   let text = "";
   try {

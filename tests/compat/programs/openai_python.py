@@ -270,6 +270,30 @@ def responses_structured(at: At) -> Told:
     return {"parsed": answer.output_parsed.model_dump()}
 
 
+def responses_refusal(at: At) -> Told:
+    """A model that refuses."""
+    with client(at).responses.stream(model=at.model, input=QUESTION, text_format=Weather) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.refusal.delta"]
+        (message,) = stream.get_final_response().output
+    assert message.type == "message"
+    (part,) = message.content
+    assert part.type == "refusal"
+    assert part.refusal == "".join(pieces)
+    return {"refusal": part.refusal}
+
+
+def responses_reasoning(at: At) -> Told:
+    """What a model thinks before it speaks."""
+    answer = client(at).responses.create(model=at.model, input=QUESTION)
+    thoughts = [item.content or [] for item in answer.output if item.type == "reasoning"]
+    assert answer.usage is not None
+    return {
+        "reasoning": "".join(part.text for thought in thoughts for part in thought),
+        "text": answer.output_text,
+        "usage": {"reasoning": answer.usage.output_tokens_details.reasoning_tokens},
+    }
+
+
 def responses_broken(at: At) -> Told:
     """A response whose backend dies in the middle."""
     text = ""
