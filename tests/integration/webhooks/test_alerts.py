@@ -82,8 +82,10 @@ async def spend(payments: Payments, customer: Customer, dollars: int, at: dateti
     async with payments.parts.engine.begin() as connection:
         await connection.execute(
             text(
-                "insert into usage_hour (organization_id, hour, project_id, api_key_id, model, amount) values"
-                " (:id, date_trunc('hour', cast(:at as timestamptz)), :project, :key, 'm', :amount)"
+                "insert into usage_hour (organization_id, hour, project_id, api_key_id, model, endpoint, batch,"
+                " price_version_ids, amount) values"
+                " (:id, date_trunc('hour', cast(:at as timestamptz)), :project, :key, 'm', '/v1/embeddings', false,"
+                " '{}', :amount)"
             ),
             {
                 "id": UUID(customer.id),
