@@ -188,6 +188,15 @@ def test_responses_structured(ran: Ran) -> None:
     fills_in(ran)
 
 
+@case("responses_stored", "parrot", calls=2)
+def test_responses_stored(ran: Ran) -> None:
+    assert (ran.told["text"], ran.told["again"]) == (TEXT, TEXT)
+    assert ran.told["is_gone"]
+    said = [message["role"] for message in ran.asked[1].body["messages"]]
+    assert said == ["user", "assistant", "user"]
+    is_finished(ran, 2)
+
+
 @case("responses_refusal", "refuses")
 def test_responses_refusal(ran: Ran) -> None:
     assert ran.told["refusal"] == REFUSAL
@@ -308,6 +317,14 @@ def test_rate_limited(ran: Ran) -> None:
     assert ran.told["text"] == TEXT
     assert len(ran.charges) > CALLS_A_MINUTE
     (_,) = ran.asked
+
+
+@case("idempotent", "parrot")
+def test_idempotent(ran: Ran) -> None:
+    assert ran.told["texts"] == [TEXT, TEXT]
+    assert len(set(ran.told["ids"])) == 1
+    (_,) = ran.asked
+    is_finished(ran, 1)
 
 
 def is_broken(ran: Ran) -> None:

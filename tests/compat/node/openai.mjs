@@ -169,6 +169,16 @@ export async function responses_stream(at) {
   };
 }
 
+export async function responses_stored(at) {
+  const it = client(at).responses;
+  const first = await it.create({ model: at.model, input: QUESTION, store: true });
+  const second = await it.create({ model: at.model, input: "And in Rome?", previous_response_id: first.id });
+  const again = await it.retrieve(first.id);
+  await it.delete(first.id);
+  const is_gone = await it.retrieve(first.id).then(() => false, (raised) => raised instanceof OpenAI.NotFoundError);
+  return { text: second.output_text, again: again.output_text, is_gone };
+}
+
 export async function responses_tools(at) {
   const it = client(at);
   const stream = it.responses.stream({ model: at.model, input: QUESTION, tools: [responsesTool] });
@@ -240,6 +250,15 @@ export async function refused(at) {
 export async function retried(at) {
   const answer = await client(at).chat.completions.create({ model: at.model, messages, max_tokens: 16 });
   return { text: answer.choices[0].message.content };
+}
+
+export async function idempotent(at) {
+  const options = { headers: { "Idempotency-Key": crypto.randomUUID() } };
+  const answers = [];
+  for (let time = 0; time < 2; time++) {
+    answers.push(await client(at).chat.completions.create({ model: at.model, messages, max_tokens: 16 }, options));
+  }
+  return { texts: answers.map((answer) => answer.choices[0].message.content), ids: answers.map((answer) => answer.id) };
 }
 
 export async function broken(at) {

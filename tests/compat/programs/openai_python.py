@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import openai
@@ -242,6 +243,21 @@ def responses_stream(at: At) -> Told:
     }
 
 
+def responses_stored(at: At) -> Told:
+    """A response that is kept, gone on from, and deleted."""
+    it = client(at).responses
+    first = it.create(model=at.model, input=QUESTION, store=True)
+    second = it.create(model=at.model, input="And in Rome?", previous_response_id=first.id)
+    again = it.retrieve(first.id)
+    it.delete(first.id)
+    try:
+        it.retrieve(first.id)
+        is_gone = False
+    except openai.NotFoundError:
+        is_gone = True
+    return {"text": second.output_text, "again": again.output_text, "is_gone": is_gone}
+
+
 def responses_tools(at: At) -> Told:
     """A function call as an item, and its output sent back."""
     it = client(at)
@@ -324,6 +340,13 @@ def retried(at: At) -> Told:
     """A call that is refused at first; with the client's own retries."""
     answer = client(at).chat.completions.create(model=at.model, messages=MESSAGES, max_tokens=16)
     return {"text": answer.choices[0].message.content}
+
+
+def idempotent(at: At) -> Told:
+    """The same call, sent twice under one key."""
+    it, key = client(at).chat.completions, {"Idempotency-Key": str(uuid.uuid4())}
+    answers = [it.create(model=at.model, messages=MESSAGES, max_tokens=16, extra_headers=key) for _ in range(2)]
+    return {"texts": [answer.choices[0].message.content for answer in answers], "ids": [one.id for one in answers]}
 
 
 def broken(at: At) -> Told:
