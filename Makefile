@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.12 python3.11 python3 python3.13 python3.1
   $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v $$name && break; done)
 VENV := .venv
 NODE_CLIENTS := tests/compat/node/node_modules
-CLIENTS := .compat/python/.installed .compat/llama-index/.installed $(NODE_CLIENTS)/.installed
+CLIENTS := .compat/python/.installed .compat/openapi/.installed .compat/llama-index/.installed $(NODE_CLIENTS)/.installed
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
@@ -87,7 +87,7 @@ lock: $(STAMP) ## Choose newer versions within pyproject.toml and write requirem
 
 lock-clients: ## Choose newer versions of the clients in tests/compat; none younger than a week
 	@command -v uv >/dev/null || { echo "This needs uv: pip install uv" >&2; exit 1; }
-	for name in python llama-index; do uv pip compile tests/compat/requirements/$$name.in --universal --python-version 3.11 \
+	for name in python openapi llama-index; do uv pip compile tests/compat/requirements/$$name.in --universal --python-version 3.11 \
 	  --exclude-newer "$$(date -d '7 days ago' +%F)" --generate-hashes --no-annotate --no-emit-index-url --no-header --upgrade --quiet \
 	  -o tests/compat/requirements/$$name.txt; done
 	cd tests/compat/node && npm update --save --save-exact --before="$$(date -d '7 days ago' +%F)" --package-lock-only --ignore-scripts \
