@@ -43,9 +43,12 @@ def hold_request(
     """The hold that covers the highest possible price of a call, with the limits of key, project, organization."""
     input_bound, output_bound = bounds(request, model)
     buckets, in_flight = _limits(principal, input_bound + output_bound)
-    amount = ceiling(input_bound, output_bound, rates)
+    images, audio_seconds = request.images_bound, request.audio_seconds_bound
+    amount = ceiling(input_bound, output_bound, rates, images, audio_seconds)
     spend = _spend(principal, origin) if principal.spend_limits else ()
-    return HoldRequest(origin, amount, rates, input_bound, output_bound, buckets, in_flight, spend)
+    return HoldRequest(
+        origin, amount, rates, input_bound, output_bound, buckets, in_flight, spend, images, audio_seconds
+    )
 
 
 def _limits(principal: Principal, tokens: int) -> tuple[tuple[RateBucket, ...], tuple[InFlightLimit, ...]]:
@@ -89,7 +92,7 @@ def tightened(hold: HoldRequest, prompt_tokens: int, prompts: int) -> HoldReques
     return replace(
         hold,
         input_bound=input_bound,
-        amount=ceiling(input_bound, hold.output_bound, hold.rates),
+        amount=ceiling(input_bound, hold.output_bound, hold.rates, hold.images_bound, hold.audio_seconds_bound),
         buckets=tuple(
             replace(bucket, cost=bucket.cost - saved) if bucket.scope.endswith(":tokens") else bucket
             for bucket in hold.buckets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
@@ -158,7 +158,7 @@ def refusal(charge: Charge, currency: str | None) -> str | None:
 
 # Corrections ---------------------------------------------------------------------------------------------------------
 
-_METERED: Final = ("input", "cached", "cache_write", "output", "reasoning")
+_METERED: Final = tuple(field.name for field in fields(TokenUsage))
 _TERMS: Final = (
     *("call_id", "organization_id", "project_id", "api_key_id", "currency", "endpoint", "model", "hold"),
     "price_version_ids",
@@ -200,6 +200,8 @@ def correction(booked: Charge, journaled: Charge) -> Charge | None:
         cache_write_tokens=added.cache_write,
         output_tokens=added.output,
         reasoning_tokens=added.reasoning,
+        images=added.images,
+        audio_seconds=added.audio_seconds,
         # Of the booked one, so that both are in one period whatever a journal says.
         created_at=booked.created_at,
         counted={**(journaled.counted or {}), "call": asdict(call), "difference": difference},
@@ -210,22 +212,27 @@ def added_tokens(difference: Mapping[str, Any]) -> TokenUsage:
     """The part of a signed difference that can stand in the columns of a charge: none below zero, parts within wholes.
 
     So where a journal knows of fewer tokens, columns add up to what the sweeper had seen, and only the amounts to what
-    is owed. Raises `KeyError` where a meter is missing.
+    is owed. Raises `KeyError` where a meter of tokens is missing; older corrections know of no others.
     """
     whole, output = max(0, difference["input"]), max(0, difference["output"])
     cached = min(max(0, difference["cached"]), whole)
     written = min(max(0, difference["cache_write"]), whole - cached)
-    return TokenUsage(whole, output, cached, written, min(max(0, difference["reasoning"]), output))
+    images, audio_seconds = (max(0, difference.get(meter, 0)) for meter in ("images", "audio_seconds"))
+    return TokenUsage(
+        whole, output, cached, written, min(max(0, difference["reasoning"]), output), images, audio_seconds
+    )
 
 
 def tokens_of(charge: Charge) -> TokenUsage:
-    """The tokens in a charge's columns."""
+    """What is used by a charge's columns."""
     return TokenUsage(
         input=charge.input_tokens,
         output=charge.output_tokens,
         cached=charge.cached_tokens,
         cache_write=charge.cache_write_tokens,
         reasoning=charge.reasoning_tokens,
+        images=charge.images,
+        audio_seconds=charge.audio_seconds,
     )
 
 

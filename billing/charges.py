@@ -13,7 +13,7 @@ from models.values import value
 
 @value
 class Measured:
-    """What is known of a call's tokens when it ends: the numbers to charge, whence they come, and the raw ones."""
+    """What is known of a call's usage when it ends: the numbers to charge, whence they come, and the raw ones."""
 
     usage: TokenUsage
     source: UsageSource
@@ -22,8 +22,13 @@ class Measured:
     flags: tuple[str, ...] = ()
 
 
-def charge(hold: Hold, measured: Measured, *, ending: Ending, deployment: str, ended_at: datetime) -> Charge:
-    """The charge that ends a hold: the price of its tokens at the pinned rates, at most the hold."""
+def charge(
+    hold: Hold, measured: Measured, *, ending: Ending, deployment: str, ended_at: datetime, version: str = ""
+) -> Charge:
+    """The charge that ends a hold: the price of what was used at the pinned rates, at most the hold.
+
+    `version` is the version of the model that served the call.
+    """
     origin, usage = hold.request.origin, measured.usage
     exact = price(usage, hold.request.rates)
     amount = min(exact, hold.request.amount)
@@ -55,4 +60,9 @@ def charge(hold: Hold, measured: Measured, *, ending: Ending, deployment: str, e
         measured.reported,
         measured.counted,
         measured.flags if amount == exact else (*measured.flags, "above_hold"),
+        None,
+        version,
+        usage.images,
+        usage.audio_seconds,
+        origin.batch,
     )

@@ -21,6 +21,8 @@ _NAMES: Final = {
     Meter.OUTPUT: "output tokens",
     Meter.REASONING: "reasoning tokens",
     Meter.REQUEST: "requests",
+    Meter.IMAGE: "images",
+    Meter.AUDIO_SECOND: "seconds of audio",
 }
 _ORDER: Final = {meter.value: place for place, meter in enumerate(_NAMES)}
 
@@ -41,6 +43,8 @@ class UsageGroup:
     reasoning_tokens: int
     amount: int
     unbilled: int
+    images: int = 0
+    audio_seconds: int = 0
 
 
 # Lines ---------------------------------------------------------------------------------------------------------------
@@ -125,8 +129,10 @@ def _group_lines(group: UsageGroup, prices: Mapping[UUID, PriceVersion]) -> list
     """Quantity by price for each meter, shared so that they add up to the charges; the rest is an adjustment."""
     by_meter = {prices[each].meter: prices[each] for each in group.price_version_ids if each in prices}
     used = [(meter, quantity) for meter, quantity in _quantities(group, by_meter).items() if quantity]
+    # What has no price is free, where another meter sells the model.
+    free = {meter for meter, _ in used if by_meter and meter not in by_meter}
     plain = {meter for meter, _ in used if meter in by_meter and not by_meter[meter].is_stepped}
-    others = [meter for meter, _ in used if meter not in plain]
+    others = [meter for meter, _ in used if meter not in plain | free]
     exact = {meter: quantity * by_meter[meter].price for meter, quantity in used if meter in plain}
     explained = sum(exact.values())
 
@@ -157,6 +163,8 @@ def _quantities(group: UsageGroup, by_meter: Mapping[Meter, PriceVersion]) -> di
         Meter.OUTPUT: group.output_tokens - reasoning,
         Meter.REASONING: reasoning,
         Meter.REQUEST: group.calls if Meter.REQUEST in by_meter else 0,
+        Meter.IMAGE: group.images,
+        Meter.AUDIO_SECOND: group.audio_seconds,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, Final, TypeAlias
@@ -59,7 +59,7 @@ _QUANTITIES: Final = f"""
     select organization_id, price_version_ids, model, currency, price_book,
         to_char(ended_at at time zone timezone, 'YYYY-MM') as month, count(*) as calls, sum(input_tokens) as input,
         sum(output_tokens) as output, sum(cached_tokens) as cached, sum(cache_write_tokens) as cache_write,
-        sum(reasoning_tokens) as reasoning
+        sum(reasoning_tokens) as reasoning, sum(images) as images, sum(audio_seconds) as audio_seconds
       from ({_CHARGES} and charge.corrects is null) charge
       group by organization_id, price_version_ids, model, currency, price_book, month
 """  # noqa: S608 - made of constants
@@ -222,8 +222,7 @@ def _as_version(draft: PriceDraft) -> PriceVersion:
 
 
 def _same(before: Rates, after: Rates) -> bool:
-    plain = ("input", "output", "cached_input", "cache_write", "reasoning", "request", "steps")
-    return all(getattr(before, name) == getattr(after, name) for name in plain)
+    return replace(before, version_ids=()) == replace(after, version_ids=())
 
 
 async def dry_run(
@@ -285,7 +284,8 @@ async def _add(connection: AsyncConnection, desk: _Desk, bounds: dict[str, Any],
             months.add(row, before, 0, sign=-1)
     if desk.looks_at_months:
         for row in await connection.execute(text(_QUANTITIES), bounds):
-            months.add(row, TokenUsage(row.input, row.output, row.cached, row.cache_write, row.reasoning), row.calls)
+            used = TokenUsage(**{field.name: int(getattr(row, field.name)) for field in fields(TokenUsage)})
+            months.add(row, used, row.calls)
 
 
 def _corrected(row: Any) -> tuple[TokenUsage, TokenUsage]:

@@ -20,13 +20,15 @@ MOST_TIERS: Final = 50
 
 INPUT_METERS: Final = frozenset({Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE})
 OUTPUT_METERS: Final = frozenset({Meter.OUTPUT, Meter.REASONING})
+IMAGE_METERS: Final = frozenset({Meter.IMAGE})
+AUDIO_METERS: Final = frozenset({Meter.AUDIO_SECOND})
 
 
 # Quantities ----------------------------------------------------------------------------------------------------------
 
 
 def quantities(usage: TokenUsage) -> dict[Meter, int]:
-    """How much a call has of each meter that a call to a language model has; no token is in two of them."""
+    """How much a call has of each meter that a call can have; no token is in two of them."""
     return {
         Meter.INPUT: usage.input - usage.cached - usage.cache_write,
         Meter.CACHED_INPUT: usage.cached,
@@ -34,6 +36,8 @@ def quantities(usage: TokenUsage) -> dict[Meter, int]:
         Meter.OUTPUT: usage.output - usage.reasoning,
         Meter.REASONING: usage.reasoning,
         Meter.REQUEST: 1,
+        Meter.IMAGE: usage.images,
+        Meter.AUDIO_SECOND: usage.audio_seconds,
     }
 
 

@@ -21,6 +21,8 @@ class HourKey(NamedTuple):
     project_id: UUID
     api_key_id: UUID
     model: str
+    endpoint: str
+    batch: bool
 
 
 class DayKey(NamedTuple):
@@ -47,6 +49,8 @@ class Sums:
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    images: int = 0
+    audio_seconds: int = 0
     amount: int = 0
     unbilled: int = 0
 
@@ -59,6 +63,8 @@ class Sums:
         self.cache_write_tokens += charge.cache_write_tokens
         self.output_tokens += charge.output_tokens
         self.reasoning_tokens += charge.reasoning_tokens
+        self.images += charge.images
+        self.audio_seconds += charge.audio_seconds
         self.amount += charge.amount
         for source, units in funded.funding:
             if source == UNBILLED:
@@ -72,6 +78,8 @@ class Sums:
         self.cache_write_tokens += other.cache_write_tokens
         self.output_tokens += other.output_tokens
         self.reasoning_tokens += other.reasoning_tokens
+        self.images += other.images
+        self.audio_seconds += other.audio_seconds
         self.amount += other.amount
         self.unbilled += other.unbilled
 
@@ -86,7 +94,7 @@ class Batch:
 
 
 def sums_of(batches: Iterable[Batch]) -> tuple[dict[HourKey, Sums], dict[DayKey, Sums]]:
-    """The sums of each hour, key and model, and those of each day, project, model and set of prices.
+    """The sums of each hour, key, model and endpoint, and those of each day, project, model and set of prices.
 
     Charges are added up once, by all that either tells apart; many of a batch are alike in it. Ids are compared as
     numbers there, since to hash a UUID costs more than all the rest.
@@ -97,7 +105,10 @@ def sums_of(batches: Iterable[Batch]) -> tuple[dict[HourKey, Sums], dict[DayKey,
         for charge, sums in _alike(batch.funded):
             ended = charge.ended_at
             hour = ended.replace(minute=0, second=0, microsecond=0)
-            of_hour = HourKey(charge.organization_id, hour, charge.project_id, charge.api_key_id, charge.model)
+            of_hour = HourKey(
+                *(charge.organization_id, hour, charge.project_id, charge.api_key_id, charge.model),
+                *(charge.endpoint, charge.batch),
+            )
             hours.setdefault(of_hour, Sums()).add_sums(sums)
             of_day = DayKey(
                 charge.organization_id,
@@ -121,6 +132,8 @@ def _alike(funded: Iterable[FundedCharge]) -> Iterable[tuple[Charge, Sums]]:
             charge.project_id.int,
             charge.api_key_id.int,
             charge.model,
+            charge.endpoint,
+            charge.batch,
             *[version.int for version in charge.price_version_ids],
         )
         if (group := groups.get(key)) is None:

@@ -278,7 +278,7 @@ def _models(catalog: Catalog, now: datetime) -> Iterator[Finding]:
             "price",
             priced,
             f"Model {model.id} has a price.",
-            f"Model {model.id} has no input price in force, so it is not sold. Set one with `tollgate price set`.",
+            f"Model {model.id} has no price in force that sells it. Set one with `tollgate price set`.",
         )
         yield _finding(
             "deployment",

@@ -51,6 +51,7 @@ class CallRequest:
     tokens the text can be (UTF-8 bytes bound tokens), or None where only the model's context bounds it (images).
     `tells_cost` is whether the client wants to be told what the call cost. `echo` is what the answer repeats of a
     request of the Responses API, and `stored_input` its conversation where the answer is to be kept.
+    `images_bound` and `audio_seconds_bound` are the most of these that the call can be charged for.
     """
 
     endpoint: Endpoint
@@ -66,6 +67,8 @@ class CallRequest:
     tells_cost: bool = False
     echo: dict[str, Any] | None = None
     stored_input: list[Any] | None = None
+    images_bound: int = 0
+    audio_seconds_bound: int = 0
 
     @property
     def choices(self) -> int:
@@ -103,7 +106,10 @@ class MonthlyLimit:
 
 @value
 class CallOrigin:
-    """What is known of a call when its hold is taken, and is on its receipt for ever."""
+    """What is known of a call when its hold is taken, and is on its receipt for ever.
+
+    `batch` says that it is one of a batch file.
+    """
 
     call_id: UUID
     organization_id: UUID
@@ -116,13 +122,15 @@ class CallOrigin:
     streamed: bool
     created_at: datetime
     end_user: str | None = None
+    batch: bool = False
 
 
 @value
 class HoldRequest:
     """The hold a call needs: at most `amount` will be charged, at the pinned `rates`.
 
-    `input_bound` and `output_bound` are the tokens the amount covers.
+    `input_bound` and `output_bound` are the tokens the amount covers, `images_bound` and `audio_seconds_bound` what it
+    covers of these.
     """
 
     origin: CallOrigin
@@ -133,6 +141,9 @@ class HoldRequest:
     buckets: tuple[RateBucket, ...] = ()
     in_flight: tuple[InFlightLimit, ...] = ()
     spend: tuple[MonthlyLimit, ...] = ()
+    # Last, so that entries can leave them out cheaply (billing/hot/entries.py).
+    images_bound: int = 0
+    audio_seconds_bound: int = 0
 
 
 @value
@@ -209,7 +220,7 @@ class Charge:
     """What one call cost, as it is on the stream, in Postgres and on the receipt.
 
     `reported` is the backend's own usage and `counted` ours, where we made one; `flags` names what was wrong with
-    the backend's numbers.
+    the backend's numbers. `version` is the version of the model that served the call: the name the backend has for it.
     """
 
     call_id: UUID
@@ -238,3 +249,8 @@ class Charge:
     counted: dict[str, Any] | None = None
     flags: tuple[str, ...] = field(default=())
     corrects: UUID | None = None
+    version: str = ""
+    # Last, so that entries can leave them out cheaply (billing/hot/entries.py).
+    images: int = 0
+    audio_seconds: int = 0
+    batch: bool = False

@@ -48,6 +48,9 @@ class Meter(StrEnum):
 TOKEN_METERS: Final = (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE, Meter.OUTPUT, Meter.REASONING)
 """Meters of which a call has many, so that people state their prices per million."""
 
+SOLD_BY: Final = (Meter.INPUT, Meter.IMAGE, Meter.AUDIO_SECOND, Meter.REQUEST)
+"""Meters of which a model needs a price to be on sale: one of them at least."""
+
 STANDS_IN: Final = {
     Meter.CACHED_INPUT: Meter.INPUT,
     Meter.CACHE_WRITE: Meter.INPUT,
@@ -202,7 +205,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The prices pinned for one call, in milli-units per token (or per request).
+    """The prices pinned for one call, in milli-units per token (or per request, image, second of audio).
 
     A meter without a price of its own falls back to the one it is a part of: cached and cache-write input to input,
     reasoning to output. Where a price is stepped, the rate of its meters is 0 here and the price is in `steps`, which
@@ -217,14 +220,19 @@ class Rates:
     request: MilliUnits = MilliUnits(0)
     version_ids: tuple[UUID, ...] = ()
     steps: Steps | None = None
+    image: MilliUnits = MilliUnits(0)
+    audio_second: MilliUnits = MilliUnits(0)
 
 
 def rates_of(versions: Mapping[Meter, PriceVersion]) -> Rates | None:
-    """The rates that versions make together, or None without an input price: what has no price is not sold."""
-    if Meter.INPUT not in versions:
+    """The rates that versions make together, or None without a price that sells: what has no price is not sold.
+
+    Of a model that is sold by the image, the second or the request, what has no price of its own is free.
+    """
+    if not any(meter in versions for meter in SOLD_BY):
         return None
     payers = {meter: versions.get(meter) or versions.get(STANDS_IN.get(meter, meter)) for meter in TOKEN_METERS}
-    payers[Meter.REQUEST] = versions.get(Meter.REQUEST)
+    payers |= {meter: versions.get(meter) for meter in (Meter.REQUEST, Meter.IMAGE, Meter.AUDIO_SECOND)}
     rates = {
         meter: MilliUnits(0) if version is None or version.is_stepped else version.price
         for meter, version in payers.items()
@@ -247,6 +255,8 @@ def rates_of(versions: Mapping[Meter, PriceVersion]) -> Rates | None:
         request=rates[Meter.REQUEST],
         version_ids=tuple(sorted(version.id for version in versions.values())),
         steps=Steps(tariffs, minimum) if tariffs or minimum else None,
+        image=rates[Meter.IMAGE],
+        audio_second=rates[Meter.AUDIO_SECOND],
     )
 
 
@@ -273,7 +283,7 @@ class Catalog:
     )
 
     def rates(self, book: str, currency: str, model: str, moment: datetime) -> Rates | None:
-        """The rates in force, or None where the model has no input price: what has no price is not sold.
+        """The rates in force, or None where the model has no price that sells it (`SOLD_BY`).
 
         A meter that has no price in the book has that of the nearest book it inherits from. Between two price changes
         the rates are the same for every call, so they are put together once.

@@ -457,6 +457,12 @@ charge = Table(
     Column("counted", JSONB),
     Column("flags", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
     Column("corrects", Uuid),
+    # The name that the backend has for the model that served the call; empty in charges from before this was kept.
+    Column("version", Text, nullable=False, server_default=""),
+    Column("images", Integer, nullable=False, server_default="0"),
+    Column("audio_seconds", Integer, nullable=False, server_default="0"),
+    # Whether it is a call of a batch file.
+    Column("batch", Boolean, nullable=False, server_default=text("false")),
     _one_of("ending", "finished", "client_gone", "backend_failed", "hold_spent", "drained", "recovered"),
     _one_of("usage_source", "backend", "backend_partial", "tiktoken", "estimate", "checkpoint"),
     CheckConstraint(
@@ -464,6 +470,7 @@ charge = Table(
         " and cached_tokens + cache_write_tokens <= input_tokens and reasoning_tokens between 0 and output_tokens",
         name="tokens",
     ),
+    CheckConstraint("images >= 0 and audio_seconds >= 0", name="quantities"),
     CheckConstraint("amount >= 0 or corrects is not null", name="amount"),
     CheckConstraint("amount <= hold or corrects is not null", name="within_hold"),
     Index("charge_organization_id_call_id_idx", "organization_id", "call_id"),
@@ -565,6 +572,8 @@ def _sums() -> list[Column[object]]:
         Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
         Column("amount", AMOUNT, nullable=False, server_default="0"),
         Column("unbilled", AMOUNT, nullable=False, server_default="0"),
+        Column("images", BigInteger, nullable=False, server_default="0"),
+        Column("audio_seconds", BigInteger, nullable=False, server_default="0"),
     ]
 
 
@@ -577,6 +586,8 @@ usage_hour = Table(
     Column("project_id", Uuid, primary_key=True),
     Column("api_key_id", Uuid, primary_key=True),
     Column("model", Text, primary_key=True),
+    Column("endpoint", Text, primary_key=True),
+    Column("batch", Boolean, primary_key=True),
     *_sums(),
     postgresql_with={"fillfactor": "80"},
 )

@@ -1,4 +1,4 @@
-"""Tokens of a call in one internal form, and how well they are known."""
+"""What a call has used, in one internal form: tokens, images and seconds of audio; and how well it is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from models.values import value
 
 @value
 class TokenUsage:
-    """Tokens of one call.
+    """Tokens of one call, the images it made, and the seconds of audio it took or made, begun ones as whole.
 
     `cached` (read from the backend's prefix cache) and `cache_write` are disjoint parts of `input`; `reasoning`
     is part of `output`.
@@ -20,6 +20,8 @@ class TokenUsage:
     cached: int = 0
     cache_write: int = 0
     reasoning: int = 0
+    images: int = 0
+    audio_seconds: int = 0
 
     def __post_init__(self) -> None:
         if min(self.input, self.output, self.cached, self.cache_write, self.reasoning) < 0:
@@ -28,6 +30,8 @@ class TokenUsage:
             raise ValueError(f"cached and cache-write tokens are parts of the input: {self}")
         if self.reasoning > self.output:
             raise ValueError(f"reasoning tokens are part of the output: {self}")
+        if self.images < 0 or self.audio_seconds < 0:
+            raise ValueError(f"images and seconds cannot be negative: {self}")
 
 
 class UsageSource(StrEnum):

@@ -42,5 +42,9 @@ def csv_row(booked: BookedCharge) -> str:
         text_cell(" ".join(charge.flags)),
         "" if charge.corrects is None else str(charge.corrects),
         str(booked.posting_id),
+        str(charge.images),
+        str(charge.audio_seconds),
+        "true" if charge.batch else "false",
+        text_cell(charge.version),
     )
     return line(cells)

@@ -75,6 +75,11 @@ LINES: Final = Lines(
         worded("flags", "array_to_string(flags, ' ')"),
         optional("corrects"),
         plain("posting_id"),
+        # New columns come last, so that who reads by place still can.
+        plain("images"),
+        plain("audio_seconds"),
+        plain("batch", "case when batch then 'true' else 'false' end"),
+        worded("version"),
     ),
     rows=rows_of_charges,
     key=(("call_id", "uuid"),),
@@ -88,7 +93,7 @@ COLUMNS: Final = tuple(column.name for column in LINES.columns)
 
 CHARGES: Final = Kind(
     name="charges",
-    schema="tollgate.charges/1",
+    schema="tollgate.charges/2",
     pieces=LINES.pieces,
     count=LINES.count,
     head=LINES.head,

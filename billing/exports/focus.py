@@ -37,7 +37,11 @@ _METERS: Final = {
     "output": "Output Tokens",
     "reasoning": "Reasoning Tokens",
     "request": "Requests",
+    "image": "Images",
+    "audio_second": "Audio Seconds",
 }
+_COUNTED: Final = {"request": "Requests", "image": "Images", "audio_second": "Seconds"}
+"""Units of the meters that are priced by the piece; tokens are priced per million."""
 _STANDS_IN: Final = {"cached_input": "input", "cache_write": "input", "reasoning": "output"}
 """Whose price a meter has where it has none of its own."""
 _PROVIDERS: Final = ("InvoiceIssuerName", "ProviderName", "PublisherName", "HostProviderName", "ServiceProviderName")
@@ -51,7 +55,8 @@ _USAGE: Final = text(
         paid.unbilled = 0 and charge.amount <> 0 as is_prepaid, count(*) as request,
         sum(input_tokens - cached_tokens - cache_write_tokens) as input, sum(cached_tokens) as cached_input,
         sum(cache_write_tokens) as cache_write, sum(output_tokens - reasoning_tokens) as output,
-        sum(reasoning_tokens) as reasoning, sum(charge.amount) as amount, sum(paid.unbilled) as unbilled,
+        sum(reasoning_tokens) as reasoning, sum(images) as image, sum(audio_seconds) as audio_second,
+        sum(charge.amount) as amount, sum(paid.unbilled) as unbilled,
         sum(paid.given) as given
       from posting
       join charge on charge.posting_id = posting.id and charge.organization_id = posting.organization_id
@@ -326,12 +331,12 @@ class _Period:
 
 def _measured(meter: str, used: int, price: Any | None, milli: int, code: str, effective_units: int) -> Row:
     """Quantities and prices of a meter. Only a price per unit gives a list price; tiers have no single one."""
-    is_request = meter == "request"
+    counted = _COUNTED.get(meter)
     cells: Row = {
         "ConsumedQuantity": str(used),
-        "ConsumedUnit": "Requests" if is_request else "Tokens",
-        "PricingQuantity": str(used) if is_request else f"{used // _MILLION}.{used % _MILLION:06d}",
-        "PricingUnit": "Requests" if is_request else "1000000 Tokens",
+        "ConsumedUnit": counted or "Tokens",
+        "PricingQuantity": str(used) if counted else f"{used // _MILLION}.{used % _MILLION:06d}",
+        "PricingUnit": counted or "1000000 Tokens",
         "EffectiveCost": amount_text(effective_units, code),
         "SkuMeter": _METERS[meter],
     }
@@ -342,7 +347,7 @@ def _measured(meter: str, used: int, price: Any | None, milli: int, code: str, e
             "ContractedCost": cost,
             "SkuPriceId": None if price is None else str(price.id),
         }
-    unit_price = exact_text(price.price, code) if is_request else price_text(price.price, code)
+    unit_price = exact_text(price.price, code) if counted else price_text(price.price, code)
     return cells | {
         "ListUnitPrice": unit_price,
         "ContractedUnitPrice": unit_price,

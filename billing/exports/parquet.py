@@ -93,6 +93,9 @@ class _File:
         fields += [arrow.field(name, arrow.list_(arrow.string())) for name in ("price_version_ids", "flags")]
         fields.append(arrow.field("corrects", arrow.string()))
         fields.append(arrow.field("posting_id", arrow.int64(), nullable=False))
+        fields += [arrow.field(name, arrow.int64(), nullable=False) for name in ("images", "audio_seconds")]
+        fields.append(arrow.field("batch", arrow.bool_(), nullable=False))
+        fields.append(arrow.field("version", arrow.string(), nullable=False))
         return arrow.schema(fields)
 
 
@@ -164,7 +167,7 @@ def _refuse(_: Wanted) -> None:
 
 PARQUET: Final = Kind(
     name="parquet",
-    schema="tollgate.charges_parquet/1",
+    schema="tollgate.charges_parquet/2",
     pieces=_pieces,
     count=LINES.count,
     total="amount",

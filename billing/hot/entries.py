@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -17,6 +17,12 @@ TOKENS_SUFFIX: Final = ":tokens"
 """How the scope of a bucket of tokens ends. Reserved tokens are given back, requests are not: the call was made."""
 
 _LARGEST_TOKENS: Final = 2**31 - 1
+_DEFAULTS: Final = b',"images":0,"audio_seconds":0,"batch":false}'
+_HOLD_DEFAULTS: Final = b',"images_bound":0,"audio_seconds_bound":0}'
+_RATES_DEFAULTS: Final = b',"image":0,"audio_second":0}'
+_ORIGIN_DEFAULTS: Final = b',"batch":false}'
+"""How most charges, holds, rates and origins end. It is cut off: whoever reads has the same defaults, and what was
+written before these fields were there reads the same. No string can contain it: a quote in one is escaped."""
 _ESCAPED_NUL: Final = rb"\u0000"
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -40,7 +46,8 @@ _holds: Final = msgspec.json.Decoder(HoldEntry)
 
 def encode_charge(charge: Charge) -> bytes:
     """The charge as JSON."""
-    return _encoder.encode(charge)
+    encoded = _encoder.encode(charge)
+    return encoded[: -len(_DEFAULTS)] + b"}" if encoded.endswith(_DEFAULTS) else encoded
 
 
 def decode_charge(payload: bytes) -> Charge:
@@ -56,7 +63,9 @@ def decode_charge(payload: bytes) -> Charge:
 
 def encode_request(request: HoldRequest) -> bytes:
     """What a hold asks for as JSON: the larger part of what Redis and the journal keep of it."""
-    return _encoder.encode(request)
+    encoded = _encoder.encode(request)
+    encoded = encoded.replace(_ORIGIN_DEFAULTS, b"}", 1).replace(_RATES_DEFAULTS, b"}", 1)
+    return encoded[: -len(_HOLD_DEFAULTS)] + b"}" if encoded.endswith(_HOLD_DEFAULTS) else encoded
 
 
 def encode_hold(request: HoldRequest, instance: str = "", encoded: bytes = b"") -> bytes:
@@ -91,7 +100,9 @@ def decode_hold(payload: bytes) -> HoldEntry:
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     """The checkpoint as JSON, without the call, under whose id it is kept."""
     usage = checkpoint.usage
-    tokens = (usage.input, usage.output, usage.cached, usage.cache_write, usage.reasoning)
+    tokens: tuple[int, ...] = (usage.input, usage.output, usage.cached, usage.cache_write, usage.reasoning)
+    if usage.images or usage.audio_seconds:
+        tokens += (usage.images, usage.audio_seconds)
     return _encoder.encode(_Point(tokens, checkpoint.source, checkpoint.deployment, checkpoint.accepted))
 
 
@@ -105,15 +116,18 @@ def decode_checkpoint(origin: CallOrigin, payload: bytes) -> Checkpoint:
     try:
         point = _points.decode(payload)
         usage = TokenUsage(*point.tokens)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise ValueError(f"not a checkpoint of call {origin.call_id}: {error}") from error
     return Checkpoint(origin, usage, point.source, point.deployment, point.accepted)
 
 
 class _Point(msgspec.Struct, frozen=True, array_like=True):
-    """The layout of a checkpoint, short because every open call writes one a second."""
+    """The layout of a checkpoint, short because every open call writes one a second.
 
-    tokens: tuple[int, int, int, int, int]
+    `tokens` are the fields of `TokenUsage` in their order, images and seconds only where there are any.
+    """
+
+    tokens: Annotated[tuple[int, ...], msgspec.Meta(min_length=5, max_length=7)]
     source: UsageSource
     deployment: str
     accepted: bool
@@ -141,6 +155,8 @@ def _defect(charge: Charge, payload: bytes) -> str | None:
         return "negative tokens"
     if max(charge.input_tokens, charge.output_tokens) > _LARGEST_TOKENS:
         return "more tokens than a column holds"
+    if not (0 <= charge.images <= _LARGEST_TOKENS and 0 <= charge.audio_seconds <= _LARGEST_TOKENS):
+        return "images or seconds of audio below zero, or more than a column holds"
     if charge.cached_tokens + charge.cache_write_tokens > charge.input_tokens:
         return "more cached than input tokens"
     if charge.reasoning_tokens > charge.output_tokens:

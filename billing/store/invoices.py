@@ -300,7 +300,7 @@ async def months_without_invoice(connection: AsyncConnection, organization_id: U
 async def usage_of(connection: AsyncConnection, organization_id: UUID, month: date) -> list[UsageGroup]:
     """The sums of a month by project, model and prices; from the sums of its days, never from the charges."""
     summed = ("calls", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
-    amounts = (*summed, "amount", "unbilled")
+    amounts = (*summed, "images", "audio_seconds", "amount", "unbilled")
     key = (usage_day.c.project_id, project.c.name, usage_day.c.model, usage_day.c.price_version_ids)
     rows = await connection.execute(
         select(*key, *(func.sum(usage_day.c[name]).label(name) for name in amounts))

@@ -78,7 +78,7 @@ _CHARGE_COLUMNS: Final = (
     *("call_id", "organization_id", "project_id", "api_key_id", "currency", "endpoint", "model", "deployment"),
     *("streamed", "ending", "usage_source", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"),
     *("reasoning_tokens", "amount", "hold", "price_version_ids", "created_at", "ended_at", "posting_id", "funding"),
-    *("end_user", "reported", "counted", "flags", "corrects"),
+    *("end_user", "reported", "counted", "flags", "corrects", "version", "images", "audio_seconds", "batch"),
 )
 
 
@@ -264,6 +264,7 @@ def _record(posting_id: int, funded: FundedCharge) -> tuple[object, ...]:
         *(row.cache_write_tokens, row.output_tokens, row.reasoning_tokens, row.amount, row.hold),
         *(list(row.price_version_ids), row.created_at, row.ended_at, posting_id, encode_json(funded.funding)),
         *(row.end_user, _json(row.reported), _json(row.counted), list(row.flags), row.corrects),
+        *(row.version, row.images, row.audio_seconds, row.batch),
     )
 
 

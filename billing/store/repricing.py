@@ -14,7 +14,7 @@ from models.catalog import Rates
 PLAIN_MILLI_UNITS: Final = """
     (input_tokens - cached_tokens - cache_write_tokens) * input + cached_tokens * cached_input
       + cache_write_tokens * cache_write + (output_tokens - reasoning_tokens) * output
-      + reasoning_tokens * reasoning + request
+      + reasoning_tokens * reasoning + images * image + audio_seconds * audio_second + request
 """
 """The exact price of what has one price each, at `numeric` rates."""
 
@@ -46,7 +46,9 @@ _STEPPED_MILLI_UNITS: Final = f"""
             + case when 'cache_write' = any(tariff.meters) then cache_write_tokens else 0 end
             + case when 'output' = any(tariff.meters) then output_tokens - reasoning_tokens else 0 end
             + case when 'reasoning' = any(tariff.meters) then reasoning_tokens else 0 end
-            + case when 'request' = any(tariff.meters) then 1 else 0 end as quantity
+            + case when 'request' = any(tariff.meters) then 1 else 0 end
+            + case when 'image' = any(tariff.meters) then images else 0 end
+            + case when 'audio_second' = any(tariff.meters) then audio_seconds else 0 end as quantity
         ) counted
     )
 """  # noqa: S608 - made of constants
@@ -55,7 +57,7 @@ MILLI_UNITS: Final = f"""
     case when steps is null then {PLAIN_MILLI_UNITS}
       else greatest({PLAIN_MILLI_UNITS} + {_STEPPED_MILLI_UNITS}, cast(steps ->> 'minimum' as numeric)) end
 """
-"""The exact price of the tokens of a charge; `steps` is null for most."""
+"""The exact price of what a charge used; `steps` is null for most."""
 
 UNITS: Final = """
     div(milli, 1000) + case
@@ -69,7 +71,7 @@ it six times a row."""
 
 RATE_COLUMNS: Final = """
     input numeric, output numeric, cached_input numeric, cache_write numeric, reasoning numeric, request numeric,
-    steps jsonb
+    steps jsonb, image numeric, audio_second numeric
 """
 """The columns that `rate_json` fills in a `jsonb_to_recordset`."""
 

@@ -31,7 +31,15 @@ def _upsert(table: str, key: Mapping[str, str]) -> TextClause:
 
 _HOURS: Final = _upsert(
     "usage_hour",
-    {"organization_id": "uuid", "hour": "timestamptz", "project_id": "uuid", "api_key_id": "uuid", "model": "text"},
+    {
+        "organization_id": "uuid",
+        "hour": "timestamptz",
+        "project_id": "uuid",
+        "api_key_id": "uuid",
+        "model": "text",
+        "endpoint": "text",
+        "batch": "boolean",
+    },
 )
 _DAYS: Final = _upsert(
     "usage_day",

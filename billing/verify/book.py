@@ -362,17 +362,18 @@ _USAGE: Final = (
         with charged as (
           select organization_id, count(*) filter (where corrects is null) as calls, sum(input_tokens) as input,
               sum(cached_tokens) as cached, sum(cache_write_tokens) as written, sum(output_tokens) as output,
-              sum(reasoning_tokens) as reasoning, sum(amount) as amount
+              sum(reasoning_tokens) as reasoning, sum(images) as images, sum(audio_seconds) as seconds,
+              sum(amount) as amount
             from charge group by 1
         ), hours as (
           select organization_id, sum(calls) as calls, sum(input_tokens) as input, sum(cached_tokens) as cached,
               sum(cache_write_tokens) as written, sum(output_tokens) as output, sum(reasoning_tokens) as reasoning,
-              sum(amount) as amount, sum(unbilled) as unbilled
+              sum(images) as images, sum(audio_seconds) as seconds, sum(amount) as amount, sum(unbilled) as unbilled
             from usage_hour group by 1
         ), days as (
           select organization_id, sum(calls) as calls, sum(input_tokens) as input, sum(cached_tokens) as cached,
               sum(cache_write_tokens) as written, sum(output_tokens) as output, sum(reasoning_tokens) as reasoning,
-              sum(amount) as amount, sum(unbilled) as unbilled
+              sum(images) as images, sum(audio_seconds) as seconds, sum(amount) as amount, sum(unbilled) as unbilled
             from usage_day group by 1
         ), moved as (
           select posting.organization_id,
@@ -389,11 +390,11 @@ _USAGE: Final = (
               hours.calls, hours.input, hours.output, hours.amount, hours.unbilled, days.calls, days.input,
               days.output, days.amount, days.unbilled) as found,
             (charged.calls, charged.input, charged.cached, charged.written, charged.output, charged.reasoning,
-              charged.amount, coalesce(moved.unbilled, 0)) is distinct from
-            (hours.calls, hours.input, hours.cached, hours.written, hours.output, hours.reasoning, hours.amount,
-              hours.unbilled)
+              charged.images, charged.seconds, charged.amount, coalesce(moved.unbilled, 0)) is distinct from
+            (hours.calls, hours.input, hours.cached, hours.written, hours.output, hours.reasoning, hours.images,
+              hours.seconds, hours.amount, hours.unbilled)
             or hours is distinct from (days.organization_id, days.calls, days.input, days.cached, days.written,
-              days.output, days.reasoning, days.amount, days.unbilled) as wrong
+              days.output, days.reasoning, days.images, days.seconds, days.amount, days.unbilled) as wrong
           from charged
           full join hours using (organization_id)
           full join days using (organization_id)

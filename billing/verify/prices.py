@@ -58,8 +58,8 @@ _PRICED: Final = f"""
           when is_impossible then 'cached and reasoning tokens that are part of the others'
           else least({UNITS}, hold)::text end as expected,
         case when term.input is null or is_untimely then format('versions %s', array_to_string(price_version_ids, ', '))
-          when is_impossible then format('tokens %s, %s, %s, %s, %s', input_tokens, cached_tokens, cache_write_tokens,
-            output_tokens, reasoning_tokens)
+          when is_impossible then format('tokens %s, %s, %s, %s, %s, images %s, seconds %s', input_tokens,
+            cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, images, audio_seconds)
           else amount::text end as found,
         term.input is null or is_untimely or is_impossible or amount <> least({UNITS}, hold) as wrong
       from charge
@@ -70,7 +70,7 @@ _PRICED: Final = f"""
         select {MILLI_UNITS} as milli,
             created_at < since or created_at > until + {_LATEST_NEWS} as is_untimely,
             least(input_tokens - cached_tokens - cache_write_tokens, cached_tokens, cache_write_tokens,
-              output_tokens - reasoning_tokens, reasoning_tokens) < 0 as is_impossible
+              output_tokens - reasoning_tokens, reasoning_tokens, images, audio_seconds) < 0 as is_impossible
           {ONCE}
       ) priced
       where corrects is null and posting_id between :low and :high
@@ -154,7 +154,8 @@ def _term_json(key: tuple[str, str, tuple[UUID, ...]], terms: Terms) -> dict[str
 _ROW: Final = (
     *(charge.c.call_id, charge.c.organization_id, charge.c.model, charge.c.currency, charge.c.price_version_ids),
     *(charge.c.input_tokens, charge.c.cached_tokens, charge.c.cache_write_tokens, charge.c.output_tokens),
-    *(charge.c.reasoning_tokens, charge.c.amount, charge.c.hold, charge.c.corrects),
+    *(charge.c.reasoning_tokens, charge.c.images, charge.c.audio_seconds),
+    *(charge.c.amount, charge.c.hold, charge.c.corrects),
 )
 _SAME: Final = ("organization_id", "model", "currency", "price_version_ids", "hold")
 """What a correction has of the charge that it corrects."""
@@ -197,7 +198,9 @@ def _wrong_correction(book: PriceBook, row: Any, original: Any | None) -> tuple[
     try:
         call, difference = TokenUsage(**row.counted["call"]), row.counted["difference"]
         before = asdict(_tokens(original))
-        after = {meter: before[meter] + difference[meter] for meter in before}
+        # A correction from before there were images and seconds names tokens only.
+        missing = {"images": 0, "audio_seconds": 0}
+        after = {meter: before[meter] + (missing | difference)[meter] for meter in before}
         if asdict(call) != after:
             return f"a difference that leads to {asdict(call)}", f"one that leads to {after}"
         if _tokens(row) != added_tokens(difference):
@@ -218,4 +221,6 @@ def _tokens(row: Any) -> TokenUsage:
         cached=row.cached_tokens,
         cache_write=row.cache_write_tokens,
         reasoning=row.reasoning_tokens,
+        images=row.images,
+        audio_seconds=row.audio_seconds,
     )

@@ -435,6 +435,7 @@ class Call:
             ending=self.ending,
             deployment=self.deployment.backend.name,
             ended_at=self._now(),
+            version=self.deployment.backend_model,
         )
         self.phase = _SETTLING
         self._do(Settle(self.hold, self.charge))

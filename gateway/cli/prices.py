@@ -28,6 +28,7 @@ _PATIENCE: Final = httpx.Timeout(30, read=900)
 """A dry run reads all calls of its span."""
 
 PerMillion = Annotated[str | None, typer.Option(help="Decimal price per million.")]
+Each = Annotated[str | None, typer.Option(help="Decimal price of one.")]
 ListFile = Annotated[Path, typer.Argument(help="Price list in CSV, as `tollgate price export` writes it.")]
 
 
@@ -40,6 +41,8 @@ def set_price(
     cache_write: PerMillion = None,
     reasoning: PerMillion = None,
     request: PerMillion = None,
+    image: Each = None,
+    audio_second: Each = None,
     minimum: Annotated[str | None, typer.Option(help="Decimal price that a charged call costs at least.")] = None,
     currency: Annotated[CurrencyCode, typer.Option(help="Currency of the prices.")] = CurrencyCode.USD,
     book: Annotated[str, typer.Option(help="Price book.")] = "default",
@@ -49,9 +52,10 @@ def set_price(
     data_dir: DataDirectory = DATA_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Publish prices of a model, per million tokens (or requests). What was in force ends where they begin.
+    """Publish prices of a model, per million tokens (or requests), per image or second of audio.
 
-    Tiers, packages and whole price lists are published with `tollgate price import`.
+    What was in force ends where they begin. Tiers, packages and whole price lists are published with
+    `tollgate price import`.
 
     Example: `tollgate price set llama-3 --input 0.15 --cached-input 0.075 --output 0.60`
     """
@@ -64,8 +68,8 @@ def set_price(
         Meter.REQUEST: request,
     }
     prices = [{"meter": meter.value, "price_per_million": text} for meter, text in given.items() if text is not None]
-    if minimum is not None:
-        prices.append({"meter": Meter.MINIMUM.value, "price_each": minimum})
+    each = {Meter.IMAGE: image, Meter.AUDIO_SECOND: audio_second, Meter.MINIMUM: minimum}
+    prices += [{"meter": meter.value, "price_each": text} for meter, text in each.items() if text is not None]
     if not prices:
         end("Give at least one price, such as --input 0.15 --output 0.60.", USAGE)
     common = {"model": model, "currency": currency.value, "book": book, "effective_from": instant(start)}

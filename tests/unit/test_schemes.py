@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from billing.admission import hold_request, tightened
 from billing.hot.entries import decode_hold, encode_hold
 from billing.pricing import ceiling, price
 from billing.rounding import divide_half_even
@@ -18,6 +19,7 @@ from billing.schemes import counted_by, dearest, highest, monthly_rebate, quanti
 from models.catalog import (
     Catalog,
     Meter,
+    Model,
     PriceDraft,
     PriceVersion,
     Rates,
@@ -31,7 +33,7 @@ from models.catalog import (
 from models.errors import InvalidRequest
 from models.money import MilliUnits
 from models.usage import TokenUsage
-from tests.unit.samples import chat_request, make_call
+from tests.unit.samples import NOW, PRINCIPAL, RATES, chat_request, make_call
 
 HELD = make_call(chat_request()).hold_request
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -132,6 +134,63 @@ def test_plain_prices_have_no_steps() -> None:
 def test_tiers_over_a_month_charge_a_call_at_the_dearest() -> None:
     found = rates(version(Meter.INPUT, scheme=Scheme.VOLUME, tiers=TIERS, tiers_over=TiersOver.MONTH))
     assert (found.input, found.cached_input, found.steps) == (300, 300, None)
+
+
+# Images and audio ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("meter", "is_sold"),
+    [pytest.param(one, one in (Meter.INPUT, Meter.IMAGE, Meter.AUDIO_SECOND, Meter.REQUEST), id=one) for one in Meter],
+)
+def test_a_price_of_what_a_call_has_puts_a_model_on_sale(meter: Meter, is_sold: bool) -> None:
+    assert (rates_of({meter: version(meter, 1_000)}) is not None) is is_sold
+
+
+@pytest.mark.parametrize(
+    ("usage", "units"),
+    [
+        pytest.param(TokenUsage(9, 9, images=3), 120, id="three images at 40, tokens are free"),
+        pytest.param(TokenUsage(0, 0, audio_seconds=7), 14, id="seven seconds at 2"),
+        pytest.param(TokenUsage(0, 0, images=1, audio_seconds=1), 42, id="both"),
+        pytest.param(TokenUsage(5, 5), 0, id="neither"),
+    ],
+)
+def test_images_and_seconds_are_charged(usage: TokenUsage, units: int) -> None:
+    found = rates(version(Meter.IMAGE, 40_000), version(Meter.AUDIO_SECOND, 2_000))
+    assert price(usage, found) == units == ceiling(usage.input, usage.output, found, usage.images, usage.audio_seconds)
+
+
+@given(
+    used=st.tuples(st.integers(0, 9_000), st.integers(0, 9_000)),
+    spare=st.tuples(st.integers(0, 3_000), st.integers(0, 3_000)),
+    scheme=st.sampled_from(Scheme),
+    rate=st.integers(0, 2_000),
+)
+def test_no_call_of_images_and_audio_passes_its_ceiling(
+    used: tuple[int, int], spare: tuple[int, int], scheme: Scheme, rate: int
+) -> None:
+    terms: dict[str, Any] = {"scheme": scheme}
+    if scheme in (Scheme.GRADUATED, Scheme.VOLUME):
+        terms["tiers"] = TIERS
+    if scheme is Scheme.PACKAGE:
+        terms["package_size"] = 60
+    found = rates(version(Meter.AUDIO_SECOND, rate, **terms), version(Meter.IMAGE, rate))
+    usage = TokenUsage(0, 0, images=used[0], audio_seconds=used[1])
+    assert price(usage, found) <= ceiling(0, 0, found, used[0] + spare[0], used[1] + spare[1])
+
+
+def test_a_hold_covers_the_images_and_seconds_that_a_call_can_have() -> None:
+    request = chat_request(images_bound=4, audio_seconds_bound=90)
+    found = replace(RATES, image=MilliUnits(1_000_000), audio_second=MilliUnits(5_000))
+    model = Model(id="m", context_length=4_096, created_at=NOW)
+    held = hold_request(request, HELD.origin, PRINCIPAL, model, found)
+    without = hold_request(chat_request(), HELD.origin, PRINCIPAL, model, found)
+    assert (held.images_bound, held.audio_seconds_bound) == (4, 90)
+    assert held.amount == without.amount + 4 * 1_000 + 90 * 5
+    less = tightened(held, 1, 0)
+    assert less is not None
+    assert less.amount == ceiling(1, held.output_bound, found, 4, 90)
 
 
 # The ceiling ---------------------------------------------------------------------------------------------------------

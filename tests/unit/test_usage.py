@@ -54,10 +54,24 @@ def test_every_moment_lies_in_one_month(moment: datetime, timezone: str) -> None
     assert day_of(moment, timezone) == moment.astimezone(ZoneInfo(timezone)).date()
 
 
+def test_hours_tell_endpoints_and_batches_apart_and_days_do_not() -> None:
+    kinds = [
+        ("/v1/images/generations", False, 1),
+        ("/v1/chat/completions", False, 0),
+        ("/v1/chat/completions", True, 0),
+    ]
+    charges = [a_charge(endpoint=endpoint, batch=batch, images=images) for endpoint, batch, images in kinds * 2]
+    hours, days = sums_of([Batch("UTC", date(2026, 3, 1), plan_booking(charges, []).funded)])
+    assert {(key.endpoint, key.batch, sums.calls, sums.images) for key, sums in hours.items()} == {
+        (endpoint, batch, 2, 2 * images) for endpoint, batch, images in kinds
+    }
+    assert [(sums.calls, sums.images) for sums in days.values()] == [(6, 2)]
+
+
 def test_sums_are_those_of_the_charges_however_they_are_grouped() -> None:
     ended = datetime(2026, 11, 30, 14, 59, 59, tzinfo=UTC)
     charges = [
-        a_charge(ended_at=ended + timedelta(seconds=second), amount=1_000 + second, model=model)
+        a_charge(ended_at=ended + timedelta(seconds=second), amount=1_000 + second, model=model, images=second)
         for second in range(3)
         for model in ("a", "b")
     ]
@@ -70,6 +84,8 @@ def test_sums_are_those_of_the_charges_however_they_are_grouped() -> None:
         assert sum(each.amount for each in sums) == sum(charge.amount for charge in charges)
         assert sum(each.unbilled for each in sums) == sum(charge.amount for charge in charges)
         assert sum(each.calls for each in sums) == len(charges)
+        assert sum(each.images for each in sums) == sum(charge.images for charge in charges)
+        assert sum(each.audio_seconds for each in sums) == sum(charge.audio_seconds for charge in charges)
         assert sum(each.input_tokens for each in sums) == sum(charge.input_tokens for charge in charges)
 
 

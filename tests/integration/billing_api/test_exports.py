@@ -109,7 +109,7 @@ async def test_manifest(world: World) -> None:
     assert served["sha256"] == manifest.sha256
     assert served["totals"] == {"USD": "0.000720600"}
     assert (served["first_created_at"], served["watermark"]) == ("2026-03-02T12:00:00.000000Z", 9)
-    assert (served["schema"], served["text_rule"]) == ("tollgate.charges/1", TEXT_RULE)
+    assert (served["schema"], served["text_rule"]) == ("tollgate.charges/2", TEXT_RULE)
     assert served["generator"].startswith("tollgate ")
 
 

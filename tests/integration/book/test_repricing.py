@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from billing.pricing import price
 from billing.store.repricing import MILLI_UNITS, RATE_COLUMNS, UNITS, rate_json
-from models.catalog import Meter, Rates, Scheme, Steps, Tariff, Tier
+from models.catalog import TOKEN_METERS, Meter, Rates, Scheme, Steps, Tariff, Tier
 from models.money import MilliUnits
 from models.usage import TokenUsage
 from tests.conftest import Database
@@ -20,7 +21,7 @@ from tests.conftest import Database
 _REPRICE = f"""
     select ({UNITS})::text from rows from (jsonb_to_recordset($1::jsonb) as (
       input_tokens int, cached_tokens int, cache_write_tokens int, output_tokens int, reasoning_tokens int,
-      {RATE_COLUMNS}
+      images int, audio_seconds int, {RATE_COLUMNS}
     )) with ordinality as call
     cross join lateral (select {MILLI_UNITS} as milli) exact order by ordinality
 """
@@ -34,10 +35,12 @@ _rates = st.one_of(st.integers(0, 30).map(lambda n: n * 125), st.integers(0, 2**
 def _calls(draw: st.DrawFn) -> tuple[TokenUsage, Rates]:
     whole, output = draw(_tokens), draw(_tokens)
     cached = draw(st.integers(0, whole))
-    usage = TokenUsage(whole, output, cached, draw(st.integers(0, whole - cached)), draw(st.integers(0, output)))
-    fresh, plain, request = (MilliUnits(draw(_rates)) for _ in range(3))
-    parts = [MilliUnits(draw(_rates)) for _ in range(3)]
-    return usage, Rates(fresh, plain, parts[0], parts[1], parts[2], request, steps=draw(_steps()))
+    parts = cached, draw(st.integers(0, whole - cached)), draw(st.integers(0, output))
+    usage = TokenUsage(whole, output, *parts, images=draw(_tokens), audio_seconds=draw(_tokens))
+    fresh, plain, request, image, audio_second = (MilliUnits(draw(_rates)) for _ in range(5))
+    own = [MilliUnits(draw(_rates)) for _ in range(3)]
+    rates = Rates(fresh, plain, own[0], own[1], own[2], request, steps=draw(_steps()))
+    return usage, replace(rates, image=image, audio_second=audio_second)
 
 
 @st.composite
@@ -50,7 +53,7 @@ def _steps(draw: st.DrawFn) -> Steps | None:
 
 @st.composite
 def _tariffs(draw: st.DrawFn) -> Tariff:
-    priced = (Meter.INPUT, Meter.CACHED_INPUT, Meter.CACHE_WRITE, Meter.OUTPUT, Meter.REASONING, Meter.REQUEST)
+    priced = (*TOKEN_METERS, Meter.REQUEST, Meter.IMAGE, Meter.AUDIO_SECOND)
     meters = tuple(sorted(draw(st.sets(st.sampled_from(priced), min_size=1))))
     scheme = draw(st.sampled_from(Scheme))
     price = MilliUnits(draw(_rates))
@@ -91,5 +94,7 @@ def _row(usage: TokenUsage, rates: Rates) -> dict[str, Any]:
         "cache_write_tokens": usage.cache_write,
         "output_tokens": usage.output,
         "reasoning_tokens": usage.reasoning,
+        "images": usage.images,
+        "audio_seconds": usage.audio_seconds,
     }
     return tokens | rate_json(rates)

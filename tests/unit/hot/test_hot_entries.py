@@ -11,12 +11,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.hot.entries import decode_charge, decode_hold, encode_charge, encode_hold
-from models.call import CallOrigin, Charge, Endpoint, HoldRequest, InFlightLimit, RateBucket
+from billing.hot.entries import (
+    decode_charge,
+    decode_checkpoint,
+    decode_hold,
+    encode_charge,
+    encode_checkpoint,
+    encode_hold,
+)
+from models.call import (
+    CallOrigin,
+    Charge,
+    Checkpoint,
+    Endpoint,
+    HoldRequest,
+    InFlightLimit,
+    MonthlyLimit,
+    RateBucket,
+)
 from models.catalog import Rates
 from models.ids import uuid7
 from models.money import MilliUnits, Units
-from models.usage import Ending, UsageSource
+from models.usage import Ending, TokenUsage, UsageSource
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 CALL = uuid7(NOW)
@@ -47,6 +63,7 @@ CHARGE = Charge(
 MOMENTS = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 COUNTS = st.integers(0, 2**31 - 1)
+FEW = st.just(0) | COUNTS
 AMOUNTS = st.integers(0, 9 * 10**15)
 USAGE = st.none() | st.dictionaries(TEXT, COUNTS | TEXT | st.none() | st.lists(st.booleans(), max_size=2), max_size=3)
 
@@ -76,6 +93,10 @@ def charges(draw: st.DrawFn) -> Charge:
         counted=draw(USAGE),
         flags=tuple(draw(st.lists(TEXT, max_size=3))),
         corrects=draw(st.none() | st.uuids()),
+        version=draw(TEXT),
+        images=draw(FEW),
+        audio_seconds=draw(FEW),
+        batch=draw(st.booleans()),
     )
 
 
@@ -94,14 +115,31 @@ def requests(draw: st.DrawFn) -> HoldRequest:
         streamed=draw(st.booleans()),
         created_at=draw(MOMENTS),
         end_user=draw(st.none() | TEXT),
+        batch=draw(st.booleans()),
     )
     prices = [MilliUnits(price) for price in draw(st.lists(AMOUNTS, min_size=6, max_size=6))]
     versions = tuple(draw(st.lists(st.uuids(), max_size=3)))
-    rates = Rates(prices[0], prices[1], prices[2], prices[3], prices[4], prices[5], versions)
+    image, audio_second = (MilliUnits(draw(st.just(0) | AMOUNTS)) for _ in range(2))
+    rates = Rates(
+        prices[0],
+        prices[1],
+        prices[2],
+        prices[3],
+        prices[4],
+        prices[5],
+        versions,
+        image=image,
+        audio_second=audio_second,
+    )
     buckets = st.lists(st.builds(RateBucket, TEXT, COUNTS, COUNTS), max_size=3)
     places = st.lists(st.builds(InFlightLimit, TEXT, COUNTS), max_size=3)
     amount = Units(draw(AMOUNTS))
-    return HoldRequest(origin, amount, rates, draw(COUNTS), draw(COUNTS), tuple(draw(buckets)), tuple(draw(places)))
+    limits = tuple(draw(buckets)), tuple(draw(places))
+    return HoldRequest(
+        *(origin, amount, rates, draw(COUNTS), draw(COUNTS), *limits),
+        images_bound=draw(FEW),
+        audio_seconds_bound=draw(FEW),
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -138,6 +176,8 @@ def test_what_a_script_needs_to_end_a_call_comes_before_the_request() -> None:
         pytest.param({"reasoning_tokens": 21}, "reasoning", id="reasoning exceeds the output"),
         pytest.param({"amount": 41}, "outside its hold", id="more than the hold"),
         pytest.param({"amount": -1}, "outside its hold", id="a negative charge that corrects nothing"),
+        pytest.param({"images": -1}, "images", id="less than no image"),
+        pytest.param({"audio_seconds": 2**31}, "seconds", id="more seconds than an integer column holds"),
         pytest.param({"hold": 10**16}, "largest", id="a hold beyond the largest balance"),
         pytest.param({"ended_at": "2026-03-01T00:00:00"}, "zone", id="a time without a zone"),
         pytest.param({"end_user": "a\0b"}, "NUL", id="a NUL in the end user"),
@@ -166,6 +206,55 @@ def test_the_text_of_an_escape_is_not_the_character() -> None:
     """Or a caller could name an end user by which no call of theirs is booked."""
     charge = replace(CHARGE, end_user="\\u0000")
     assert decode_charge(encode_charge(charge)) == charge
+
+
+NEW_FIELDS = (b"images", b"audio_second", b"batch", b'"version"')
+
+
+def test_what_a_call_of_tokens_has_none_of_takes_no_room() -> None:
+    """An entry of an older process, which knew of none of it, is read the same."""
+    written = encode_charge(CHARGE)
+    assert written.endswith(b',"corrects":null,"version":""}')
+    assert not any(name in written for name in NEW_FIELDS[:3])
+    assert decode_charge(written.replace(b',"version":""', b"")) == CHARGE
+    origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, "tiny", False, NOW)
+    request = HoldRequest(origin, Units(5), RATES, 1, 1)
+    old = encode_hold(request)
+    assert not any(name in old for name in NEW_FIELDS)
+    assert decode_hold(TIME_OF_REDIS + old[1:]).request == request
+
+
+def test_a_name_that_looks_like_a_default_is_kept() -> None:
+    tricky = ',"batch":false},"image":0,"audio_second":0},"images_bound":0,"audio_seconds_bound":0}'
+    origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, tricky, False, NOW, tricky, batch=True)
+    rates = replace(RATES, image=PRICE)
+    request = HoldRequest(origin, Units(5), rates, 1, 1, spend=(MonthlyLimit(tricky, Units(1)),))
+    assert decode_hold(TIME_OF_REDIS + encode_hold(request)[1:]).request == request
+    charge = replace(CHARGE, end_user=tricky, version=',"images":0,"audio_seconds":0,"batch":false}')
+    assert decode_charge(encode_charge(charge)) == charge
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        pytest.param(TokenUsage(10, 5, 4, 1, 2), id="tokens, in the form that there always was"),
+        pytest.param(TokenUsage(10, 0, images=2), id="images"),
+        pytest.param(TokenUsage(0, 5, audio_seconds=61), id="seconds of audio"),
+    ],
+)
+def test_a_checkpoint_comes_back_as_it_was(usage: TokenUsage) -> None:
+    origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, "tiny", False, NOW)
+    point = Checkpoint(origin, usage, UsageSource.ESTIMATE, "tiny@here", True)
+    written = encode_checkpoint(point)
+    assert decode_checkpoint(origin, written) == point
+    assert len(json.loads(written)[0]) == (7 if usage.images or usage.audio_seconds else 5)
+
+
+@pytest.mark.parametrize("tokens", [[1, 2, 3, 4], [1] * 8, [5, 5, 0, 0, 0, -1, 0]])
+def test_a_checkpoint_of_other_numbers_is_refused(tokens: list[int]) -> None:
+    origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, "tiny", False, NOW)
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        decode_checkpoint(origin, json.dumps([tokens, "estimate", "here", True]).encode())
 
 
 def test_a_correction_may_be_negative() -> None:
