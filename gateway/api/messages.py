@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 import msgspec
@@ -95,10 +95,10 @@ MESSAGES: Final[Mapping[str, Check]] = {
 }
 
 
-def read(decoded: Mapping[str, Any]) -> CallRequest:
+def read(decoded: Mapping[str, Any], media_hosts: Set[str] = frozenset()) -> CallRequest:
     """The call that a request asks for."""
     kept = parameters.checked(decoded, MESSAGES)
-    messages = chat_messages(kept["messages"])
+    messages = chat_messages(kept["messages"], media_hosts)
     if not messages:
         raise wrong("messages", "must hold a message")
     body: dict[str, Any] = {"messages": conversations.with_system(messages, kept.get("system"))}
@@ -116,7 +116,7 @@ def read(decoded: Mapping[str, Any]) -> CallRequest:
     )
 
 
-def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def chat_messages(messages: list[dict[str, Any]], media_hosts: Set[str] = frozenset()) -> list[dict[str, Any]]:
     """Messages of the Messages API as those of a chat."""
     chat: list[dict[str, Any]] = []
     for place, message in enumerate(messages):
@@ -130,28 +130,34 @@ def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if role == "assistant":
             _add_assistant(chat, blocks, f"{param}.content")
         else:
-            _add_user(chat, role, blocks, f"{param}.content")
+            _add_user(chat, role, blocks, f"{param}.content", media_hosts)
     return chat
 
 
-def _add_user(chat: list[dict[str, Any]], role: str, blocks: list[dict[str, Any]], param: str) -> None:
+def _add_user(
+    chat: list[dict[str, Any]], role: str, blocks: list[dict[str, Any]], param: str, media_hosts: Set[str]
+) -> None:
     parts = []
     for place, block in enumerate(blocks):
         if block.get("type") == "tool_result":
             call_id = text_in(block.get("tool_use_id"), f"{param}[{place}].tool_use_id")
-            content = _result(block.get("content"), f"{param}[{place}].content")
+            content = _result(block.get("content"), f"{param}[{place}].content", media_hosts)
             chat.append({"role": "tool", "tool_call_id": call_id, "content": content})
         else:
-            parts.append(_part(block, f"{param}[{place}]"))
+            parts.append(_part(block, f"{param}[{place}]", media_hosts))
     if parts:
         chat.append({"role": role, "content": content_of(parts)})
 
 
-def _result(content: Any, param: str) -> str | list[dict[str, Any]]:
+def _result(content: Any, param: str, media_hosts: Set[str]) -> str | list[dict[str, Any]]:
     if content is None or isinstance(content, str):
         return content or ""
     blocks = objects_in(content, param, parameters.MAX_MESSAGES)
-    return content_of([_part(block, f"{param}[{place}]") for place, block in enumerate(blocks)]) if blocks else ""
+    return (
+        content_of([_part(block, f"{param}[{place}]", media_hosts) for place, block in enumerate(blocks)])
+        if blocks
+        else ""
+    )
 
 
 def _add_assistant(chat: list[dict[str, Any]], blocks: list[dict[str, Any]], param: str) -> None:
@@ -188,12 +194,14 @@ def _encoded(value: dict[str, Any], param: str) -> str:
         raise wrong(param, "holds a value that no backend can take") from None
 
 
-def _part(block: dict[str, Any], param: str) -> dict[str, Any]:
+def _part(block: dict[str, Any], param: str, media_hosts: Set[str]) -> dict[str, Any]:
     source = block.get("source")
     match block.get("type"):
         case "text":
             return {"type": "text", "text": text_in(block.get("text"), f"{param}.text")}
         case "image":
+            if media_hosts and isinstance(source, dict) and source.get("type") == "url":
+                return picture(source.get("url"), f"{param}.source.url", media_hosts)
             if not isinstance(source, dict) or source.get("type") != "base64":
                 raise wrong(f"{param}.source", "must be of type base64; Tollgate lets no backend fetch addresses")
             kind = one_of("image/jpeg", "image/png", "image/gif", "image/webp")(

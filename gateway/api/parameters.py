@@ -7,7 +7,8 @@ refused, and so is everything by which a client could choose a destination.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Final
 
 from models.errors import InvalidRequest
@@ -205,8 +206,27 @@ def bounded(param: str, value: Any) -> None:
             waiting.extend(item)
 
 
-def messages(param: str, value: Any) -> Any:
-    """The conversation. Pictures and sound only as `data:`, since the backend would fetch anything else."""
+_REMOTE: Final = re.compile(r"https://([a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?)(?::443)?(?:/[!-\[\]-~]*)?", re.ASCII)
+"""An address that every parser reads alike: no user, no other port, no backslash, nothing that is not printed."""
+_LONGEST_ADDRESS: Final = 2_048
+
+
+def media_url(param: str, url: Any, media_hosts: Set[str] = frozenset()) -> str:
+    """The address of a picture or a sound: `data:`, or https at a host that the operator lets backends fetch from."""
+    if isinstance(url, str):
+        if url.startswith("data:"):
+            return url
+        if media_hosts and len(url) <= _LONGEST_ADDRESS:
+            found = _REMOTE.fullmatch(url)
+            if found is not None and found[1] in media_hosts:
+                return url
+    if media_hosts:
+        raise wrong(param, f"must be a data: URL, or an https address at {', '.join(sorted(media_hosts)[:8])}")
+    raise wrong(param, "must be a data: URL; Tollgate lets no backend fetch addresses")
+
+
+def messages(param: str, value: Any, media_hosts: Set[str] = frozenset()) -> Any:
+    """The conversation. Pictures and sound as `data:` or from `media_hosts`, since the backend would fetch anything."""
     if not isinstance(value, list) or not value or len(value) > MAX_MESSAGES:
         raise wrong(param, f"must be a list of 1 to {MAX_MESSAGES} messages")
     for index, message in enumerate(value):
@@ -217,7 +237,7 @@ def messages(param: str, value: Any) -> Any:
             raise wrong(f"{param}[{index}].role", f"must be one of {', '.join(ROLES)}")
         if isinstance(content, list):
             for place, part in enumerate(content):
-                _part(f"{param}[{index}].content[{place}]", part)
+                _part(f"{param}[{index}].content[{place}]", part, media_hosts)
         elif content is None:
             if role not in ("assistant", "function"):
                 raise wrong(f"{param}[{index}].content", "is required")
@@ -229,7 +249,7 @@ def messages(param: str, value: Any) -> Any:
     return value
 
 
-def _part(param: str, part: Any) -> None:
+def _part(param: str, part: Any, media_hosts: Set[str]) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     match kind:
         case "text" | "refusal":
@@ -238,8 +258,7 @@ def _part(param: str, part: Any) -> None:
         case "image_url" | "video_url" | "audio_url":
             target = part.get(kind)
             url = target.get("url") if isinstance(target, dict) else target
-            if not isinstance(url, str) or not url.startswith("data:"):
-                raise wrong(f"{param}.{kind}", "must be a data: URL; Tollgate lets no backend fetch addresses")
+            media_url(f"{param}.{kind}", url, media_hosts)
         case "input_audio":
             sound = part.get(kind)
             if not isinstance(sound, dict) or not isinstance(sound.get("data"), str):

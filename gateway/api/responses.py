@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 from gateway.api import conversations, parameters
@@ -120,14 +120,16 @@ RESPONSES: Final[Mapping[str, Check]] = {
 }
 
 
-def read(decoded: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -> CallRequest:
+def read(
+    decoded: Mapping[str, Any], history: Sequence[dict[str, Any]] = (), media_hosts: Set[str] = frozenset()
+) -> CallRequest:
     """The call that a request asks for; `history` are the items of the response that it goes on from."""
     kept = parameters.checked(decoded, RESPONSES)
     own = kept["input"]
     items = [*history, *([{"type": "message", "role": "user", "content": own}] if isinstance(own, str) else own)]
     if len(items) > parameters.MAX_MESSAGES:
         raise wrong("input", f"may make a conversation of at most {parameters.MAX_MESSAGES} items")
-    messages = _messages(items, len(history))
+    messages = _messages(items, len(history), media_hosts)
     if not messages:
         raise wrong("input", "must hold a message")
     body: dict[str, Any] = {"messages": conversations.with_system(messages, kept.get("instructions"))}
@@ -179,13 +181,13 @@ def _echo(kept: Mapping[str, Any], decoded: Mapping[str, Any]) -> dict[str, Any]
 # Items ---------------------------------------------------------------------------------------------------------------
 
 
-def _messages(items: Sequence[dict[str, Any]], own_from: int) -> list[dict[str, Any]]:
+def _messages(items: Sequence[dict[str, Any]], own_from: int, media_hosts: Set[str]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for place, item in enumerate(items):
         param = f"input[{place - own_from}]"
         match item.get("type", "message"):
             case "message":
-                messages.append(_message(item, param))
+                messages.append(_message(item, param, media_hosts))
             case "function_call":
                 name, arguments = text_in(item.get("name"), f"{param}.name"), item.get("arguments")
                 call_id = text_in(item.get("call_id"), f"{param}.call_id")
@@ -195,7 +197,7 @@ def _messages(items: Sequence[dict[str, Any]], own_from: int) -> list[dict[str, 
                     {
                         "role": "tool",
                         "tool_call_id": text_in(item.get("call_id"), f"{param}.call_id"),
-                        "content": _content(item.get("output"), f"{param}.output"),
+                        "content": _content(item.get("output"), f"{param}.output", media_hosts),
                     }
                 )
             case "reasoning":
@@ -210,23 +212,23 @@ def _messages(items: Sequence[dict[str, Any]], own_from: int) -> list[dict[str, 
     return messages
 
 
-def _message(item: dict[str, Any], param: str) -> dict[str, Any]:
+def _message(item: dict[str, Any], param: str, media_hosts: Set[str]) -> dict[str, Any]:
     role = one_of("user", "assistant", "system", "developer")(f"{param}.role", item.get("role"))
-    content = _content(item.get("content"), f"{param}.content")
+    content = _content(item.get("content"), f"{param}.content", media_hosts)
     # No template of an open model knows a developer.
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def _content(value: Any, param: str) -> str | list[dict[str, Any]]:
+def _content(value: Any, param: str, media_hosts: Set[str]) -> str | list[dict[str, Any]]:
     if isinstance(value, str):
         return value
     parts = objects_in(value, param, parameters.MAX_MESSAGES)
     if not parts:
         raise wrong(param, "must be a string or a list of parts")
-    return content_of([_part(part, f"{param}[{place}]") for place, part in enumerate(parts)])
+    return content_of([_part(part, f"{param}[{place}]", media_hosts) for place, part in enumerate(parts)])
 
 
-def _part(part: dict[str, Any], param: str) -> dict[str, Any]:
+def _part(part: dict[str, Any], param: str, media_hosts: Set[str]) -> dict[str, Any]:
     match part.get("type"):
         case "input_text" | "output_text" | "text":
             return {"type": "text", "text": text_in(part.get("text"), f"{param}.text")}
@@ -235,7 +237,7 @@ def _part(part: dict[str, Any], param: str) -> dict[str, Any]:
         case "input_image":
             if part.get("file_id") is not None:
                 raise wrong(f"{param}.file_id", "is not supported: send the picture as a data: URL")
-            return picture(part.get("image_url"), f"{param}.image_url")
+            return picture(part.get("image_url"), f"{param}.image_url", media_hosts)
         case "input_audio":
             sound = part.get("input_audio")
             if not isinstance(sound, dict) or not isinstance(sound.get("data"), str):
