@@ -83,12 +83,15 @@ class Customer:
 class LedgerBuilder:
     """Fills an empty, migrated database; everything random comes from `seed`, but for the tails of ids."""
 
-    def __init__(self, engine: AsyncEngine, now: datetime, customers: int = 160, seed: int = 1) -> None:
+    def __init__(
+        self, engine: AsyncEngine, now: datetime, customers: int = 160, seed: int = 1, days: int = DAYS
+    ) -> None:
         self._engine = engine
         self._now = now
-        self._begin = now - timedelta(days=DAYS)
+        self._days = days
+        self._begin = now - timedelta(days=days)
         self._chance = random.Random(seed)  # noqa: S311 - a benchmark wants the same calls again
-        self._catalog = Catalog(prices=_prices(self._begin))
+        self._catalog = Catalog(prices=_prices(self._begin, days))
         self._customers = [self._customer(number) for number in range(customers)]
         # A few organizations make most of the calls, as everywhere.
         self._weights = list(accumulate(1 / (rank + 3) for rank in range(customers)))
@@ -97,7 +100,7 @@ class LedgerBuilder:
     async def build(self, calls: int, tick: Callable[[int], None] = lambda _: None) -> None:
         """Book `calls` calls, evenly over the months; `tick` hears of each piece."""
         await self._open()
-        step = timedelta(days=DAYS) / calls
+        step = timedelta(days=self._days) / calls
         for first in range(0, calls, CALLS_AT_ONCE):
             moments = [self._begin + step * number for number in range(first, min(first + CALLS_AT_ONCE, calls))]
             async with self._engine.begin() as connection:
@@ -383,19 +386,19 @@ def _origin(charge: Charge) -> CallOrigin:
 # Prices --------------------------------------------------------------------------------------------------------------
 
 
-def _prices(begin: datetime) -> dict[tuple[str, str, str], tuple[PriceVersion, ...]]:
-    """Two books, three currencies, and a new price every two months."""
+def _prices(begin: datetime, days: int) -> dict[tuple[str, str, str], tuple[PriceVersion, ...]]:
+    """Two books, three currencies, and prices that change evenly over the days."""
     return {
-        (book, currency, name): tuple(_versions(begin, book, currency, name))
+        (book, currency, name): tuple(_versions(begin, days, book, currency, name))
         for book in ("default", "partners")
         for currency in _UNITS_PER_DOLLAR
         for name in _MODELS
     }
 
 
-def _versions(begin: datetime, book: str, currency: str, name: str) -> Iterator[PriceVersion]:
+def _versions(begin: datetime, days: int, book: str, currency: str, name: str) -> Iterator[PriceVersion]:
     size = _MODELS.index(name) + 1
-    length = timedelta(days=DAYS) / _PERIODS
+    length = timedelta(days=days) / _PERIODS
     for period in range(_PERIODS):
         start = begin - timedelta(days=1) if period == 0 else begin + length * period
         for meter, weight in _METERS.items():

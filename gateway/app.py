@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,19 @@ from billing.journal.journal import open_journal
 from billing.store.engine import make_engine
 from billing.tokens import Tokenizers
 from gateway import telemetry
-from gateway.api import alerts, billing, documents, errors, invoices, openai, operator, probes, webhooks
+from gateway.api import (
+    alerts,
+    billing,
+    cors,
+    documents,
+    errors,
+    invoices,
+    openai,
+    operator,
+    probes,
+    responses_kept,
+    webhooks,
+)
 from gateway.api.limits import BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
@@ -29,6 +41,7 @@ from gateway.calls.running import Running
 from gateway.calls.upstream import Upstreams
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock
+from gateway.memory import Memory
 from gateway.parts import Parts
 from gateway.recovery import Recovery
 from gateway.server import InternalServer, PublicProtocol, PublicServer, config_of
@@ -46,7 +59,7 @@ Every call is paid for exactly; its receipt is at `/v1/calls/{call_id}`, and the
 """
 
 
-def make_api(*, docs_enabled: bool, takes_webhooks: bool = True) -> FastAPI:
+def make_api(*, docs_enabled: bool, takes_webhooks: bool = True, cors_origins: Sequence[str] = ()) -> FastAPI:
     """The control routes: everything but the metered endpoints. Unknown routes are refused, never passed on.
 
     Without a secret of a payment provider there is no route for its webhooks.
@@ -61,13 +74,15 @@ def make_api(*, docs_enabled: bool, takes_webhooks: bool = True) -> FastAPI:
         redirect_slashes=False,
     )
     # Documents before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
-    for room in (openai, documents, billing, alerts, invoices, operator, probes):
+    for room in (openai, responses_kept, documents, billing, alerts, invoices, operator, probes):
         api.include_router(room.router)
     if takes_webhooks:
         api.include_router(webhooks.router)
     describe_calls(api)
     errors.install(api)
     api.add_middleware(BodyLimit)
+    if cors_origins:
+        cors.install(api, cors_origins)
     return api
 
 
@@ -77,7 +92,9 @@ class Tollgate:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         takes_webhooks = bool(settings.payment_webhook_secrets)
-        self.api = make_api(docs_enabled=settings.docs_enabled, takes_webhooks=takes_webhooks)
+        self.api = make_api(
+            docs_enabled=settings.docs_enabled, takes_webhooks=takes_webhooks, cors_origins=settings.cors_origins
+        )
         self.parts: Parts
         self.running: Running
         self.readiness: probes.Readiness
@@ -125,9 +142,10 @@ class Tollgate:
             hot=hot,
             keys=KeyRing(engine, pepper, clock, settings.key_cache_seconds),
             catalog=CatalogCache(engine, settings.catalog_refresh_seconds),
+            memory=Memory(engine, clock, settings.total_timeout_seconds),
         )
         upstreams = Upstreams(settings.connect_timeout_seconds)
-        self.running = Running(settings, hot, upstreams, Capacity(settings), Tokenizers(), journal)
+        self.running = Running(settings, hot, upstreams, Capacity(settings), Tokenizers(), journal, self.parts.memory)
         telemetry.BACKENDS.read = self.running.capacity.gauges
         self._intake = Intake(self.parts, self.running)
         self.readiness = probes.Readiness(self.parts)

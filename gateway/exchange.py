@@ -18,6 +18,9 @@ Header = tuple[bytes, bytes]
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
+COPY_LIMIT_BYTES: Final = 1024 * 1024
+
+
 class Client(Protocol):
     """Who is told what the client of an exchange does."""
 
@@ -35,6 +38,38 @@ class _NobodyWaits:
         return
 
 
+class Copy:
+    """What was answered, kept up to a limit."""
+
+    __slots__ = ("_pieces", "_size", "content_type", "is_complete", "status")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.content_type = ""
+        self.is_complete = False
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def head(self, status: int, lines: bytes) -> None:
+        """The status, and the headers as they are sent."""
+        self.status = status
+        for line in lines.split(b"\r\n"):
+            name, _, value = line.partition(b": ")
+            if name == b"content-type":
+                self.content_type = value.decode("latin-1")
+
+    def add(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._size += len(data)
+        if self._size <= COPY_LIMIT_BYTES:
+            self._pieces.append(data)
+
+    @property
+    def body(self) -> bytes | None:
+        """The whole body; None where it is not complete, or larger than the limit."""
+        return b"".join(self._pieces) if self.is_complete and self._size <= COPY_LIMIT_BYTES else None
+
+
 class Exchange:
     """A request and the way to answer it, once: with `answer`, or with `open`, `write` and `end`.
 
@@ -46,6 +81,7 @@ class Exchange:
         "_body",
         "_body_bytes",
         "_client",
+        "_copy",
         "_flow",
         "_has_frames",
         "_is_http_1_0",
@@ -57,6 +93,7 @@ class Exchange:
         "_transport",
         "_waits_to_continue",
         "disconnected",
+        "extra_lines",
         "headers",
         "keep_alive",
         "more_body",
@@ -100,6 +137,9 @@ class Exchange:
         self._out: list[bytes] = []
         self._has_frames = False
         self._is_over = False
+        self._copy: Copy | None = None
+        self.extra_lines = b""
+        """Headers of every answer, whoever makes it."""
 
     # The request -----------------------------------------------------------------------------------------------------
 
@@ -177,6 +217,11 @@ class Exchange:
 
     # The answer ------------------------------------------------------------------------------------------------------
 
+    def keep_copy(self) -> Copy:
+        """From now on keep what is answered."""
+        self._copy = Copy()
+        return self._copy
+
     def answer(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """A whole answer, sent at once; `headers` say its content-length."""
         self._has_frames = False
@@ -199,6 +244,8 @@ class Exchange:
     def write(self, data: bytes) -> None:
         """A piece of the answer."""
         if data:
+            if self._copy is not None:
+                self._copy.add(data)
             self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._has_frames else data)
 
     def end(self, data: bytes) -> None:
@@ -207,6 +254,8 @@ class Exchange:
         if self._has_frames:
             self._out.append(b"0\r\n\r\n")
         self.response_complete = True
+        if self._copy is not None:
+            self._copy.is_complete = True
 
     def flush(self) -> None:
         """Send what was written, and make room for the next request when the answer is complete."""
@@ -223,5 +272,9 @@ class Exchange:
 
     def _head(self, status: int, lines: bytes) -> None:
         self.response_started = True
+        if self._copy is not None:
+            self._copy.head(status, lines)
+        if self.extra_lines:
+            lines += self.extra_lines
         closing = b"" if self.keep_alive else b"connection: close\r\n"
         self._out.append(b"%b%b%b\r\n" % (_STATUS_LINES[status], lines, closing))

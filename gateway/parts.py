@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.auth import KeyRing
     from gateway.catalog import CatalogCache
     from gateway.clock import Clock
+    from gateway.memory import Memory
     from gateway.settings import Settings
 
 
@@ -27,6 +28,7 @@ class Parts:
     hot: HotStore
     keys: KeyRing
     catalog: CatalogCache
+    memory: Memory
 
 
 def parts_of(connection: HTTPConnection) -> Parts:

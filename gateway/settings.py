@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     internal_host: str = Field("127.0.0.1", description="Address of the internal port")
     internal_port: int = Field(9090, ge=0, le=65_535, description="Port of /metrics and the probes")
     worker_internal_port: int = Field(9091, ge=0, le=65_535, description="Port of a worker's /metrics")
+    cors_origins: tuple[str, ...] = Field(
+        (), description='Web pages that may call, as JSON: ["https://app.example"]; empty: none'
+    )
     docs_enabled: bool = Field(False, description="Serve /docs and /openapi.json on the public port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     clock: datetime | None = Field(None, description="Start of the billing clock, for rehearsing months under `up`")
@@ -76,6 +79,9 @@ class Settings(BaseSettings):
     hold_timeout_seconds: Seconds = Field(1.5, description="Time in which Redis must take a hold")
     connect_timeout_seconds: Seconds = Field(2, description="Time to connect to a backend")
     first_byte_timeout_seconds: Seconds = Field(60, description="Time to a backend's first byte")
+    keep_alive_seconds: Seconds = Field(
+        15, description="Silence of a backend after which a stream gets a comment, so that nobody between cuts it"
+    )
     idle_timeout_seconds: Seconds = Field(30, description="Longest silence inside a backend's stream")
     total_timeout_seconds: Seconds = Field(1_800, description="Longest call")
     write_timeout_seconds: Seconds = Field(30, description="Longest time a client may stop reading its stream")

@@ -39,6 +39,7 @@ from billing.store.shards import epochs, positions
 from billing.sweeper import Swept, sweep_shard
 from gateway.clock import Clock
 from gateway.deliveries import AT_ONCE, Post, deliver
+from gateway.memory import forget_old
 from gateway.server import InternalServer, config_of
 from gateway.telemetry import REGISTRY, WORKER
 from models.errors import Unavailable
@@ -167,6 +168,7 @@ class Worker:
             async with self._engine.begin() as connection:
                 for partition in await ensure_partitions(connection, self._clock.now()):
                     _log.info("partition_made", partition=partition)
+            await forget_old(self._engine, self._clock.now())
             self._partitions_at = started
         await expire_grants(self._engine, self._clock.now())
         await grant_allowances(self._engine, self._hot, self._clock.now())

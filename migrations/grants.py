@@ -62,6 +62,9 @@ RIGHTS: Final = {
     "audit_log": _APPEND,
     # Claims of requests are dropped when they are old.
     "idempotency": f"{_KEEP}, delete",
+    # What is kept for a day or a month is dropped then.
+    "call_answer": f"{_KEEP}, delete",
+    "stored_response": f"{_APPEND}, delete",
     "alembic_version": "select",
 }
 """Rights of the program's role by table. A table that is not named here is closed to it."""

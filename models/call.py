@@ -99,6 +99,29 @@ class CallRequest:
 
 
 @value
+class CallClaim:
+    """A call that was sent with an Idempotency-Key, as it is told from others.
+
+    The SHA-256 of its key, and that of its path and body.
+    """
+
+    project_id: UUID
+    key_digest: bytes
+    request_digest: bytes
+    call_id: UUID
+
+
+@value
+class CallAnswer:
+    """What a call with a key was answered; `body` is None where it could not be kept."""
+
+    call_id: UUID
+    status: int
+    content_type: str
+    body: bytes | None
+
+
+@value
 class RateBucket:
     """One limit that a hold must pass: a bucket that refills evenly at `per_minute` and holds as much.
 

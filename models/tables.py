@@ -1026,3 +1026,36 @@ idempotency = Table(
     Column("response", JSONB),
     _created_at(),
 )
+
+# Answers that are kept ----------------------------------------------------------------------------------------------
+
+call_answer = Table(
+    "call_answer",
+    metadata,
+    # A call that was sent with an Idempotency-Key, by the SHA-256 of the key.
+    Column("project_id", Uuid, primary_key=True),
+    Column("key_digest", LargeBinary, primary_key=True),
+    Column("request_digest", LargeBinary, nullable=False),
+    Column("call_id", Uuid, nullable=False),
+    _created_at(),
+    # Null while the call runs; the answer itself is null where it could not be kept.
+    Column("ended_at", MOMENT),
+    Column("status", SmallInteger),
+    Column("content_type", Text),
+    Column("body", LargeBinary),
+    Index("call_answer_created_at_idx", "created_at"),
+)
+
+stored_response = Table(
+    "stored_response",
+    metadata,
+    # The id of the call that made it.
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False),
+    Column("project_id", Uuid, nullable=False),
+    _created_at(),
+    Column("expires_at", MOMENT, nullable=False, index=True),
+    Column("response", JSONB, nullable=False),
+    # All items of the conversation before the output.
+    Column("input", JSONB, nullable=False),
+)

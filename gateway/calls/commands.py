@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from models.call import CallRequest, Charge, Endpoint, Hold, HoldRequest, RefusedHold, Void
+from typing import Any
+
+from models.call import CallOrigin, CallRequest, Charge, Endpoint, Hold, HoldRequest, RefusedHold, Void
 from models.catalog import Deployment, Model
 from models.errors import TollgateError
 from models.values import value
@@ -78,6 +80,15 @@ class Settle:
 
 
 @value
+class KeepResponse:
+    """Store a response for those who go on from it; answer with `response_kept`."""
+
+    origin: CallOrigin
+    response: dict[str, Any]
+    input: list[Any]
+
+
+@value
 class Release:
     """Give the hold back, since nothing is charged."""
 
@@ -85,5 +96,15 @@ class Release:
 
 
 Command = (
-    PlaceHold | CountPrompt | Connect | CloseUpstream | SendHead | SendBody | SendError | CountTokens | Settle | Release
+    PlaceHold
+    | CountPrompt
+    | Connect
+    | CloseUpstream
+    | SendHead
+    | SendBody
+    | SendError
+    | CountTokens
+    | Settle
+    | KeepResponse
+    | Release
 )

@@ -26,6 +26,7 @@ from gateway.calls.commands import (
     Connect,
     CountPrompt,
     CountTokens,
+    KeepResponse,
     PlaceHold,
     Release,
     SendBody,
@@ -75,12 +76,14 @@ class Driver:
         "_first_byte_seconds",
         "_has_ended",
         "_has_time",
+        "_heard_at",
         "_id",
         "_is_at_work",
         "_is_broken",
         "_is_waiting",
         "_last_second",
         "_loop",
+        "_on_end",
         "_place",
         "_running",
         "_sent",
@@ -106,6 +109,7 @@ class Driver:
         epoch: int,
         now: Callable[[], datetime],
         is_audited: bool,
+        on_end: Callable[[Call], None] | None = None,
     ) -> None:
         self.call = Call(request, hold, model, self._next_attempt, now, is_audited=is_audited)
         self.request_id = str(hold.origin.call_id)
@@ -113,6 +117,7 @@ class Driver:
         self._running = running
         self._place = place
         self._first: Attempt | None = None
+        self._on_end = on_end
         self._epoch = epoch
         self._exchange = exchange
         self._loop = asyncio.get_running_loop()
@@ -125,6 +130,7 @@ class Driver:
         self._sent: Connect
         self._settling: Settling | None = None
         self._deadline = _NEVER
+        self._heard_at = 0.0
         self._last_second = self._loop.time() + running.settings.total_timeout_seconds
         self._slow_since = 0.0
         self._waiting_bytes = 0
@@ -261,6 +267,8 @@ class Driver:
         self._place.leave()
         # Or call and driver would know each other, and be garbage to look for instead of gone.
         self.call.next_attempt = _nowhere
+        if self._on_end is not None:
+            self._on_end(self.call)
         self._report()
 
     # Counting --------------------------------------------------------------------------------------------------------
@@ -331,6 +339,16 @@ class Driver:
             telemetry.CALLS.audited(call.charge.model, call.meter.total().completion, own.completion)
         self._go_on(call.settled)
 
+    def _keep(self, command: KeepResponse) -> None:
+        self._wait_for(self._kept(command))
+
+    async def _kept(self, command: KeepResponse) -> None:
+        memory = self._running.memory
+        # What is kept says that it is.
+        response = {**command.response, "store": True}
+        is_kept = memory is not None and await memory.store(command.origin, response, command.input)
+        self._go_on(self.call.response_kept, is_kept)
+
     def _release(self, command: Release) -> None:
         if isinstance(self.call.error, InvalidRequest):
             self._place.refused()
@@ -382,7 +400,8 @@ class Driver:
         command = self._sent
         self._connection = connection
         connection.send(pool.address.request(command.endpoint, command.body), self)
-        self._deadline = self._loop.time() + self._running.settings.first_byte_timeout_seconds
+        self._heard_at = self._loop.time()
+        self._deadline = self._heard_at + self._running.settings.first_byte_timeout_seconds
         self.call.upstream_sent()
         self._running.note(self, is_sent=True)
         failpoint("after_send")
@@ -401,7 +420,8 @@ class Driver:
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's answer."""
-        self._deadline = self._loop.time() + self._running.settings.idle_timeout_seconds
+        self._heard_at = self._loop.time()
+        self._deadline = self._heard_at + self._running.settings.idle_timeout_seconds
         self._feed(self.call.upstream_bytes, data)
         if not self._place.is_judged and self.call.meter.chunks:
             self._place.succeeded()
@@ -454,6 +474,9 @@ class Driver:
             telemetry.CALLS.backend_error(self.call.deployment.backend.name, "timeout")
             self._place.failed()
             self._feed(self.call.upstream_failed, BackendTimedOut("The model's backend did not answer in time."))
+        elif self._deadline != _NEVER and now - self._heard_at > self._running.settings.keep_alive_seconds:
+            self._heard_at = now
+            self._feed(self.call.keep_alive)
 
     def drain(self) -> None:
         """This process stops: end the call with what it has."""
@@ -521,7 +544,7 @@ class Driver:
         if self.call.is_client_gone:
             return
         answer = command.answer
-        rendered = render(command.error, request_id=self.request_id, path=self._exchange.path)
+        rendered = render(command.error, request_id=self.request_id, path=self.call.request.endpoint)
         self._status = rendered.status
         headers = [*rendered.headers, *rate_limit_headers(answer.buckets if answer is not None else self._buckets)]
         self._exchange.answer(rendered.status, headers, rendered.body)
@@ -554,6 +577,7 @@ _DOES: dict[type[Any], Callable[[Driver, Any], None]] = {
     Connect: Driver._connect,
     CountPrompt: Driver._count_prompt,
     CountTokens: Driver._count,
+    KeepResponse: Driver._keep,
     PlaceHold: Driver._place_hold,
     Release: Driver._release,
     SendBody: Driver._send_body,

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
 
 from billing.admission import hold_request, permit
 from gateway import telemetry
+from gateway.api.cors import cors_lines
 from gateway.api.errors import render
-from gateway.api.requests import parse
+from gateway.api.requests import decode, read
 from gateway.auth import credential
 from gateway.backends import DIALECTS
 from gateway.calls.capacity import Place
 from gateway.calls.driver import Driver
+from gateway.calls.machine import Call
 from gateway.calls.running import Running
-from gateway.exchange import Exchange
+from gateway.exchange import Copy, Exchange
+from gateway.memory import claim_of
 from gateway.parts import Parts
 from models.account import Principal
-from models.call import CallOrigin, CallRequest, Endpoint
+from models.call import CallAnswer, CallClaim, CallOrigin, CallRequest, Endpoint
 from models.catalog import Deployment, Model
 from models.errors import InvalidRequest, ModelNotFound, TollgateError, Unavailable
 from models.ids import uuid7
@@ -31,6 +34,11 @@ ENDPOINTS: dict[str, Endpoint] = {str(endpoint): endpoint for endpoint in Endpoi
 """The metered paths. Each is authenticated here, in `Intake.begin`, before anything else is looked at."""
 
 MAX_HEADERS = 100
+LONGEST_IDEMPOTENCY_KEY = 255
+_READ_HEADERS = frozenset(
+    {b"content-type", b"content-encoding", b"content-length", b"idempotency-key", b"x-tollgate-cost"}
+)
+_YES = frozenset({b"1", b"true", b"yes"})
 _JSON = b"application/json"
 _log = structlog.get_logger("tollgate.calls")
 
@@ -47,7 +55,28 @@ class Intake:
         """The head of a request is there. All that can be looked up in memory is done at once, without a task."""
         now = self.parts.clock.now()
         arrival = _Arrival(self, exchange, uuid7(now), now)
+        if self.parts.settings.cors_origins:
+            exchange.extra_lines = cors_lines(exchange.headers, self.parts.settings.cors_origins)
         arrival.do(arrival.authenticate)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a client asks for in headers, beside the call itself."""
+
+    tells_cost: bool = False
+    idempotency_key: bytes | None = None
+
+
+NO_WISHES: Final = Wishes()
+
+
+@dataclass(slots=True)
+class Kept:
+    """The claim of a call, and the copy of what it is answered."""
+
+    claim: CallClaim
+    copy: Copy
 
 
 @dataclass(slots=True)
@@ -61,6 +90,8 @@ class _Arrival:
     exchange: Exchange
     call_id: UUID
     now: datetime
+    wishes: Wishes = field(default_factory=lambda: NO_WISHES)
+    kept: Kept | None = None
 
     def do(self, step: Callable[..., None], *values: Any) -> None:
         """Take a step; what it raises is the answer."""
@@ -93,17 +124,59 @@ class _Arrival:
         self._check_draining()
         if len(intake.running.drivers) >= settings.max_connections or intake.running.capacity.lag.is_shedding:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
-        _check_headers(self.exchange.headers, settings.max_body_bytes)
-        self.exchange.read(lambda body: self.do(self._parse, principal, body))
+        self.wishes = _check_headers(self.exchange.headers, settings.max_body_bytes)
+        self.exchange.read(lambda body: self.do(self._arrived, principal, body))
 
-    def _parse(self, principal: Principal, body: bytes | None) -> None:
+    def _arrived(self, principal: Principal, body: bytes | None) -> None:
         if body is None:
             raise _too_large(self.intake.parts.settings.max_body_bytes)
-        request = parse(ENDPOINTS[self.exchange.path], body)
+        key = self.wishes.idempotency_key
+        if key is None:
+            self._parse(principal, body)
+        else:
+            claim = claim_of(principal.project_id, key, self.exchange.path, body, self.call_id)
+            self._wait(self._claim(principal, body, claim))
+
+    async def _claim(self, principal: Principal, body: bytes, claim: CallClaim) -> None:
+        known = await self.intake.parts.memory.claim(claim)
+        if known is None:
+            self.kept = Kept(claim, self.exchange.keep_copy())
+            self.do(self._parse, principal, body)
+        elif not self.exchange.disconnected:
+            _repeat(self.exchange, known)
+
+    def _parse(self, principal: Principal, body: bytes) -> None:
+        endpoint = ENDPOINTS[self.exchange.path]
+        decoded = decode(body)
+        if endpoint is Endpoint.RESPONSES and decoded.get("previous_response_id") is not None:
+            self._wait(self._recall(principal, decoded, len(body)))
+        else:
+            self._go_on(principal, read(endpoint, decoded, len(body)))
+
+    async def _recall(self, principal: Principal, decoded: dict[str, Any], size: int) -> None:
+        response_id = decoded["previous_response_id"]
+        if not isinstance(response_id, str):
+            raise InvalidRequest("'previous_response_id' must be a string.", param="previous_response_id")
+        history = await self.intake.parts.memory.conversation(principal.project_id, response_id)
+        self.do(self._go_on, principal, read(Endpoint.RESPONSES, decoded, size, history))
+
+    def _go_on(self, principal: Principal, request: CallRequest) -> None:
+        if self.wishes.tells_cost:
+            request = replace(request, tells_cost=True)
         if request.model in self.intake.parts.catalog.current.models:
             self._admit(principal, request)
         else:
             self.intake.running.detach(self._look_for_model(principal, request))
+
+    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a step that must ask Postgres go on in a task of its own; what it raises is the answer."""
+        self.intake.running.detach(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._failed(error)
 
     async def _look_for_model(self, principal: Principal, request: CallRequest) -> None:
         # Another process may have just added it.
@@ -113,6 +186,7 @@ class _Arrival:
     def _admit(self, principal: Principal, request: CallRequest) -> None:
         parts, running = self.intake.parts, self.intake.running
         if self.exchange.disconnected:
+            self.intake.running.detach(self._release(None))
             return
         # Again: the drain may have begun, and even ended, while the body was on its way.
         self._check_draining()
@@ -157,7 +231,18 @@ class _Arrival:
             epoch=epoch,
             now=parts.clock.now,
             is_audited=chance < parts.settings.audit_share,
+            on_end=None if self.kept is None else self._ended,
         ).begin()
+
+    def _ended(self, call: Call) -> None:
+        """The call is over: keep what it was answered, or let it be made again if nothing was charged."""
+        assert self.kept is not None, "only for calls whose answers are kept"
+        memory, claim, copy = self.intake.parts.memory, self.kept.claim, self.kept.copy
+        if call.charge is None:
+            self.intake.running.detach(memory.release(claim))
+        else:
+            answer = CallAnswer(claim.call_id, copy.status, copy.content_type, copy.body)
+            self.intake.running.detach(memory.keep(claim, answer))
 
     def _check_draining(self) -> None:
         if self.intake.is_draining:
@@ -167,6 +252,20 @@ class _Arrival:
         if not isinstance(error, TollgateError):
             _log.error("call_failed", request_id=self.call_id, exc_info=error)
             error = TollgateError("Something went wrong on our side.")
+        if self.kept is None:
+            self._answer(error)
+        else:
+            self.intake.running.detach(self._release(error))
+
+    async def _release(self, error: TollgateError | None) -> None:
+        """Give the claim up before the client learns why: it may send the same again at once."""
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            await self.intake.parts.memory.release(kept.claim)
+        if error is not None:
+            self._answer(error)
+
+    def _answer(self, error: TollgateError) -> None:
         exchange = self.exchange
         if exchange.disconnected or exchange.response_started:
             return
@@ -176,6 +275,18 @@ class _Arrival:
         # After 413 the server goes on reading and throws away: closing at once would reset the connection before a
         # client that is still sending has read why.
         exchange.answer(*render(error, request_id=str(self.call_id), path=exchange.path))
+
+
+def _repeat(exchange: Exchange, answer: CallAnswer) -> None:
+    """Answer a repeated request as the first one was."""
+    body = answer.body or b""
+    headers = [
+        (b"content-type", answer.content_type.encode("latin-1")),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", str(answer.call_id).encode()),
+        (b"idempotent-replayed", b"true"),
+    ]
+    exchange.answer(answer.status, headers, body)
 
 
 def able(model: Model, request: CallRequest) -> tuple[Deployment, ...]:
@@ -205,20 +316,30 @@ def _check_size(headers: list[tuple[bytes, bytes]]) -> None:
         raise InvalidRequest("There are too many headers.", status=431)
 
 
-def _check_headers(headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> None:
-    """Refuse by what the headers say alone: too large, compressed, or not JSON."""
+def _check_headers(headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> Wishes:
+    """Refuse by what the headers say alone: too large, compressed, or not JSON. Answers what they ask for."""
     content_type = b""
+    cost, key = False, None
     for name, value in headers:
-        if not name.startswith(b"content-"):
+        if name not in _READ_HEADERS:
             continue
         if name == b"content-type":
             content_type = value.partition(b";")[0].strip().lower()
-        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-            raise InvalidRequest("Compressed bodies are not taken; send plain JSON.", status=415)
-        elif name == b"content-length" and (not value.isdigit() or int(value[:20]) > max_body_bytes):
-            raise _too_large(max_body_bytes)
+        elif name == b"content-encoding":
+            if value.strip().lower() not in (b"", b"identity"):
+                raise InvalidRequest("Compressed bodies are not taken; send plain JSON.", status=415)
+        elif name == b"content-length":
+            if not value.isdigit() or int(value[:20]) > max_body_bytes:
+                raise _too_large(max_body_bytes)
+        elif name == b"idempotency-key":
+            if key is not None or not 0 < len(value) <= LONGEST_IDEMPOTENCY_KEY:
+                raise InvalidRequest(f"Send one Idempotency-Key of 1 to {LONGEST_IDEMPOTENCY_KEY} characters.")
+            key = value
+        else:
+            cost = value.strip().lower() in _YES
     if content_type and content_type != _JSON:
         raise InvalidRequest("Send the body as content-type application/json.", status=415)
+    return Wishes(cost, key) if cost or key is not None else NO_WISHES
 
 
 def _too_large(max_body_bytes: int) -> InvalidRequest:

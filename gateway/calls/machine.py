@@ -18,13 +18,14 @@ from billing.admission import tightened
 from gateway.backends import DIALECTS
 from gateway.backends.events import Chunk, read, read_any
 from gateway.backends.failures import failure, stream_failure
-from gateway.calls.answers import Answer, End, answer_to
+from gateway.calls.answers import Answer, End, WholeResponse, answer_to
 from gateway.calls.commands import (
     CloseUpstream,
     Command,
     Connect,
     CountPrompt,
     CountTokens,
+    KeepResponse,
     PlaceHold,
     Release,
     SendBody,
@@ -53,6 +54,7 @@ MAX_ERROR_BYTES = 64 * 1024
 _RETRIED_STATUS = frozenset({502, 503})
 _REFUSED_STATUS = frozenset({400, 413, 422})
 _DONE_EVENT = b"data: [DONE]\n\n"
+_COMMENT = b": keep-alive\n\n"
 
 
 @value
@@ -72,11 +74,12 @@ class Phase(Enum):
     ANSWERING = auto()
     COUNTING = auto()
     SETTLING = auto()
+    KEEPING = auto()
     ENDED = auto()
 
 
 # Looking a member up on its class costs a tenth of a microsecond, and a call does so thirty times.
-_NEW, _HOLDING, _CONNECTING, _ANSWERING, _COUNTING, _SETTLING, _ENDED = Phase
+_NEW, _HOLDING, _CONNECTING, _ANSWERING, _COUNTING, _SETTLING, _KEEPING, _ENDED = Phase
 
 
 class Call:
@@ -116,6 +119,7 @@ class Call:
         self.commands: deque[Command] = deque()
         self._final = b""
         self._is_head_sent = False
+        self._is_kept = False
         self._refused: RefusedHold
 
     def _begin_attempt(self) -> None:
@@ -125,7 +129,6 @@ class Call:
         self._status = 0
         self._is_sent = False
         self._is_event_stream = False
-        self._is_head_sent = False
         self._collected: list[bytes] = []
         self._collected_bytes = 0
 
@@ -365,6 +368,11 @@ class Call:
         self.is_client_gone = True
         self._stop(Ending.CLIENT_GONE, None)
 
+    def keep_alive(self) -> None:
+        """Nothing came for a while: a comment keeps those between from taking the connection for dead."""
+        if self.phase in (_CONNECTING, _ANSWERING) and self.request.stream:
+            self._pass([_COMMENT])
+
     def drain(self, error: TollgateError) -> None:
         """This process stops, and the call did not end in the time it had."""
         if self.phase is _HOLDING:
@@ -374,8 +382,8 @@ class Call:
     def broke(self, error: TollgateError) -> None:
         """A fault of ours in mid-call: charge what there is, or give the hold back."""
         match self.phase:
-            case Phase.NEW | Phase.SETTLING:
-                # There is no hold yet, or its charge is on its way.
+            case Phase.NEW | Phase.SETTLING | Phase.KEEPING:
+                # There is no hold yet, or its charge is on its way, or taken.
                 self._refuse(error)
             case Phase.HOLDING:
                 self.hold_failed(error)
@@ -444,6 +452,21 @@ class Call:
         """The charge is durable: now the last bytes may go."""
         if self.phase is not _SETTLING:
             return
+        items = self.request.stored_input
+        if items is not None and self.error is None and not self.is_client_gone:
+            assert isinstance(self.answer, WholeResponse), "only responses are kept"
+            self.phase = _KEEPING
+            self._do(KeepResponse(self.hold_request.origin, self.answer.response(self._end()), items))
+            return
+        self._end_call()
+
+    def response_kept(self, is_kept: bool) -> None:
+        """The response is stored, or could not be: the answer says which."""
+        if self.phase is _KEEPING:
+            self._is_kept = is_kept
+            self._end_call()
+
+    def _end_call(self) -> None:
         if not self.is_client_gone:
             self._end_answer()
         self.phase = _ENDED
@@ -469,7 +492,7 @@ class Call:
         if self.request.tells_cost:
             currency = self.charge.currency
             cost = {"amount": amount_text(self.charge.amount, currency), "currency": currency}
-        return End(self.ending, self.charge.ended_at, self._final, self._usage_told, is_known, cost)
+        return End(self.ending, self.charge.ended_at, self._final, self._usage_told, is_known, cost, self._is_kept)
 
     def _usage_told(self) -> Reading:
         """The usage that we tell the client."""

@@ -20,7 +20,7 @@ from gateway.calls.capacity import Capacity
 from gateway.calls.machine import Call
 from gateway.calls.upstream import Upstreams
 from gateway.settings import Settings
-from models.call import Charge, Hold, Void
+from models.call import CallOrigin, Charge, Hold, Void
 from models.errors import Unavailable
 
 CHECKPOINT_SECONDS = 1.0
@@ -46,6 +46,13 @@ class RunningCall(Protocol):
         """End with what there is: the process stops."""
 
 
+class ResponseStore(Protocol):
+    """Where responses are kept."""
+
+    async def store(self, origin: CallOrigin, response: dict[str, Any], items: list[Any]) -> bool:
+        """Keep a response; answers whether it is kept."""
+
+
 @dataclass(slots=True)
 class Running:
     """Shared by all calls of a process."""
@@ -56,6 +63,7 @@ class Running:
     capacity: Capacity
     tokenizers: Tokenizers
     journal: Journal | None = None
+    memory: ResponseStore | None = None
     drivers: set[RunningCall] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -25,4 +25,4 @@ def answer_to(request: CallRequest, origin: CallOrigin, deployment: Deployment, 
     return _WHOLE.get(request.endpoint, WholeAnswer)(request, origin, deployment, meter)
 
 
-__all__ = ["Answer", "End", "answer_to"]
+__all__ = ["Answer", "End", "WholeResponse", "answer_to"]

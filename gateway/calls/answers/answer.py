@@ -32,6 +32,8 @@ class End:
     usage: Callable[[], Reading]
     is_usage_known: bool
     cost: dict[str, str] | None = None
+    is_kept: bool = False
+    """Whether the response can be read again."""
 
 
 class Answer(Protocol):

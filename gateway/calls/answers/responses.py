@@ -39,6 +39,7 @@ class WholeResponse(Conversation):
         last = self.blocks.all[-1] if self.blocks.all else None
         output = [self._item(block, status if block is last else "completed") for block in self.blocks.all]
         response = {**self._head(status), "incomplete_details": reason, "output": output, "usage": _usage(end)}
+        response["store"] = end.is_kept
         if status == "completed":
             response["completed_at"] = int(end.ended_at.timestamp())
         return response
@@ -63,7 +64,7 @@ class WholeResponse(Conversation):
 
     def _item(self, block: Block, status: str, *, is_empty: bool = False) -> dict[str, Any]:
         """A block as an item of the output; `is_empty`: as it is when it begins."""
-        parts = [] if is_empty else [_part(block)]
+        parts = [] if is_empty or block.kind is BlockKind.TOOL else [_part(block)]
         match block.kind:
             case BlockKind.REASONING:
                 item: dict[str, Any] = {"type": "reasoning", "summary": [], "content": parts}

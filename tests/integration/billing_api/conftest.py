@@ -15,6 +15,7 @@ from gateway.auth import KeyRing
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock
 from gateway.embedded.redis import Redis
+from gateway.memory import Memory
 from gateway.parts import Parts
 from gateway.settings import Settings
 from tests.conftest import Database
@@ -30,7 +31,15 @@ async def parts(postgres: Database, redis: Redis) -> AsyncIterator[Parts]:
     hot = await make_hot_store(redis.url)
     clock = Clock()
     try:
-        yield Parts(settings, clock, engine, hot, KeyRing(engine, PEPPER, clock, 3), CatalogCache(engine, 1))
+        yield Parts(
+            settings,
+            clock,
+            engine,
+            hot,
+            KeyRing(engine, PEPPER, clock, 3),
+            CatalogCache(engine, 1),
+            Memory(engine, clock, 60),
+        )
     finally:
         await hot.close()
         await engine.dispose()

@@ -25,6 +25,7 @@ from gateway.auth import KeyRing
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock
 from gateway.keys import KeyKind, issue_operator_key, mint
+from gateway.memory import Memory
 from gateway.parts import Parts
 from gateway.settings import Settings
 from tests.integration.books.conftest import Books
@@ -47,7 +48,13 @@ def app(books: Books) -> FastAPI:
     )
     app = FastAPI()
     app.state.parts = Parts(
-        settings, clock, engine, books.month.hot, KeyRing(engine, PEPPER, clock, 3), CatalogCache(engine, 1)
+        settings,
+        clock,
+        engine,
+        books.month.hot,
+        KeyRing(engine, PEPPER, clock, 3),
+        CatalogCache(engine, 1),
+        Memory(engine, clock, 60),
     )
     errors.install(app)
     app.include_router(billing.router)

@@ -18,6 +18,7 @@ from gateway.catalog import CatalogCache
 from gateway.clock import Clock
 from gateway.embedded.redis import Redis
 from gateway.keys import issue_operator_key
+from gateway.memory import Memory
 from gateway.parts import Parts
 from gateway.settings import Settings
 from tests.conftest import Database
@@ -47,7 +48,15 @@ async def parts(postgres: Database, redis: Redis, clock: MovableClock) -> AsyncI
     engine = make_engine(postgres.app_url)
     hot = await make_hot_store(redis.url)
     try:
-        yield Parts(settings, clock, engine, hot, KeyRing(engine, PEPPER, clock, 3), CatalogCache(engine, 1))
+        yield Parts(
+            settings,
+            clock,
+            engine,
+            hot,
+            KeyRing(engine, PEPPER, clock, 3),
+            CatalogCache(engine, 1),
+            Memory(engine, clock, 60),
+        )
     finally:
         await hot.close()
         await engine.dispose()

@@ -18,6 +18,7 @@ from gateway.catalog import CatalogCache
 from gateway.deliveries import Post
 from gateway.embedded.redis import Redis
 from gateway.keys import issue_operator_key
+from gateway.memory import Memory
 from gateway.parts import Parts
 from gateway.settings import Settings
 from tests.conftest import Database
@@ -49,7 +50,15 @@ async def parts(postgres: Database, redis: Redis, clock: MovableClock) -> AsyncI
     try:
         for shard in range(16):
             assert await ensure_epoch(engine, hot, shard)
-        yield Parts(settings, clock, engine, hot, KeyRing(engine, PEPPER, clock, 3), CatalogCache(engine, 1))
+        yield Parts(
+            settings,
+            clock,
+            engine,
+            hot,
+            KeyRing(engine, PEPPER, clock, 3),
+            CatalogCache(engine, 1),
+            Memory(engine, clock, 60),
+        )
     finally:
         await hot.close()
         await engine.dispose()
