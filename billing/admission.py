@@ -19,8 +19,8 @@ became 21, one small tool raised a prompt from 21 to 195; the bytes of the JSON 
 
 AUDIO_INPUT_TOKENS_PER_SECOND = 64
 AUDIO_OUTPUT_TOKENS_PER_SECOND = 32
-"""Engines encode a second of sound as at most 50 tokens (Whisper: 1,500 positions for 30 s) and write at most 448 tokens
-for 30 s of it. A long sound is cut into windows, so the model's context bounds neither."""
+"""Engines encode a second of sound as at most 50 tokens (Whisper: 1,500 positions for 30 s) and write at most 448 for
+30 s of it. A long sound is cut into windows, so the model's context bounds neither."""
 IMAGE_TOKENS = 8_192
 """Where an image is told in tokens: 6,208 for the largest of the OpenAI API."""
 
@@ -54,7 +54,7 @@ def bounds(request: CallRequest, model: Model) -> tuple[int, int]:
     No prompt and no answer is longer than the model's context; text is never more tokens than UTF-8 bytes.
     """
     text = request.input_bound
-    if request.audio_seconds_bound:
+    if request.audio_seconds_bound and request.endpoint.hears:
         seconds = request.audio_seconds_bound
         heard = seconds * AUDIO_INPUT_TOKENS_PER_SECOND + (text or 0) + TEMPLATE_ALLOWANCE_TOKENS
         return heard, seconds * AUDIO_OUTPUT_TOKENS_PER_SECOND + TEMPLATE_ALLOWANCE_TOKENS

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.api import parameters
-from gateway.api.parameters import Check, dropped, integer, one_of, only, refused, string, wrong
+from gateway.api.parameters import Check, dropped, integer, one_of, only, string, wrong
 from models.call import CallRequest, Endpoint
 
 MAX_IMAGES: Final = 10

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.api import images, messages, moderations, parameters, reranks, responses, transcripts
+from gateway.api import images, messages, moderations, parameters, reranks, responses
 from gateway.api.conversations import has_media
 from models.call import CallRequest, Endpoint
 from models.errors import InvalidRequest

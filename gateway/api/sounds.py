@@ -96,10 +96,9 @@ _CRC8: Final = _crc8_table()
 def _flac_seconds(content: bytes) -> Fraction:
     info = int.from_bytes(content[18:26], "big")
     rate, told = info >> 44, info & (1 << 36) - 1
-    samples = looked_at = 0
-    for found in _FLAC_SYNC.finditer(content, 42):
-        looked_at += 1
-        if looked_at > MAX_FRAMES:
+    samples = 0
+    for number, found in enumerate(_FLAC_SYNC.finditer(content, 42)):
+        if number == MAX_FRAMES:
             raise Unreadable
         samples += _flac_block(content, found.start())
     # Bytes inside a frame may look like another frame, a few times in a large file.
