@@ -13,7 +13,7 @@ JOBS ?= 2
 SEED ?= 1
 CALLS ?= 20000
 
-.PHONY: help install up test check bench chaos simulate lock
+.PHONY: help install up test check bench chaos simulate docs lock
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ chaos: $(STAMP) ## Kill, stop, fill and replay in full numbers (half an hour); `
 
 simulate: $(STAMP) ## Whole calls in simulated time, with faults; options: make simulate SEED=7 CALLS=100000
 	@exec $(BIN)/python -m tests.simulation --seed $(SEED) --calls $(CALLS) $(ARGS)
+
+docs: $(STAMP) ## Write the pages of docs/reference from the code
+	$(BIN)/python -m tests.house.reference
 
 lock: $(STAMP) ## Choose newer versions within pyproject.toml and write requirements.lock
 	@command -v uv >/dev/null || { echo "This needs uv: pip install uv" >&2; exit 1; }

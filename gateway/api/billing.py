@@ -135,7 +135,13 @@ async def read_charges(
     return _list(receipts, more, "call_id")
 
 
-@router.get("/v1/billing/charges.csv")
+class CsvResponse(Response):
+    """Names the type on the OpenAPI page."""
+
+    media_type = "text/csv"
+
+
+@router.get("/v1/billing/charges.csv", response_class=CsvResponse)
 async def read_charges_csv(wanted: Wanted, parts: PartsHere, excel: bool = False) -> Response:
     """The same charges as one CSV file, oldest first; `excel` adds the byte order mark that Excel needs for UTF-8."""
     asked = files.Wanted(

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from gateway.api import images, messages, moderations, parameters, reranks, responses, transcripts
+from gateway.api.errors import is_anthropic
 from models.call import Endpoint
 
 _MESSAGES: Final = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
@@ -51,6 +52,9 @@ _TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "max_tokens": {"type": "integer", "minimum": 1},
     "max_completion_tokens": {"type": "integer", "minimum": 1},
     "n": {"type": "integer", "minimum": 1, "maximum": parameters.MAX_CHOICES},
+    "query": {"type": "string", "minLength": 1},
+    "documents": {"type": "array", "minItems": 1, "maxItems": reranks.MAX_DOCUMENTS},
+    "top_n": {"type": "integer", "minimum": 1},
     "stream": {"type": "boolean"},
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
     "top_p": {"type": "number", "minimum": 0, "maximum": 1},
@@ -69,6 +73,51 @@ _ERRORS: Final = {
 }
 
 
+_ANY_ERRORS: Final = {
+    400: "The request cannot be served; the message says why",
+    401: "No valid key",
+    403: "The key is of another kind, or may not do this",
+    404: "There is no such object, as far as this key may know",
+    409: "The state of things, or an earlier request with the same Idempotency-Key, forbids it",
+    413: "The body is too large",
+    422: "A parameter is missing or has a wrong value; `error.param` names it",
+    500: "A fault of ours",
+    503: "A part of Tollgate is away; try again",
+}
+_TEXT: Final = {"type": "string"}
+_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+_ERROR_SCHEMAS: Final = {
+    "Error": {
+        "type": "object",
+        "required": ["error"],
+        "additionalProperties": False,
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "additionalProperties": False,
+                "properties": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
+            }
+        },
+    },
+    "AnthropicError": {
+        "type": "object",
+        "required": ["type", "error", "request_id"],
+        "additionalProperties": False,
+        "properties": {
+            "type": {"const": "error"},
+            "error": {
+                "type": "object",
+                "required": ["type", "message"],
+                "additionalProperties": False,
+                "properties": {"type": _TEXT, "message": _TEXT},
+            },
+            "request_id": _TEXT,
+        },
+    },
+}
+
+
 def describe_calls(api: FastAPI) -> None:
     """Put the metered endpoints on the OpenAPI page of `api`."""
 
@@ -76,7 +125,11 @@ def describe_calls(api: FastAPI) -> None:
         if api.openapi_schema is None:
             page = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
             for endpoint in _ENDPOINTS:
-                page["paths"][str(endpoint)] = {"post": _operation(endpoint)}
+                page["paths"].setdefault(str(endpoint), {})["post"] = _operation(endpoint)
+            page["components"]["schemas"] |= _ERROR_SCHEMAS
+            for path, operations in page["paths"].items():
+                for operation in operations.values():
+                    _tell_errors(operation, "AnthropicError" if is_anthropic(path) else "Error")
             api.openapi_schema = page
         return api.openapi_schema
 
@@ -108,8 +161,23 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             "200": {
                 "description": "The answer, or with `stream` its events",
                 "headers": {"x-request-id": {"schema": {"type": "string", "format": "uuid"}}},
-                "content": {"application/json": {"schema": {"type": "object"}}},
+                "content": {
+                    "application/json": {"schema": {"type": "object"}},
+                    **({"text/event-stream": {"schema": {"type": "string"}}} if "stream" in table else {}),
+                    **({"text/plain": {"schema": {"type": "string"}}} if endpoint.hears else {}),
+                },
             },
             **{str(status): {"description": text} for status, text in _ERRORS.items()},
         },
     }
+
+
+def _tell_errors(operation: dict[str, Any], schema: str) -> None:
+    """Say of an operation in which shape it tells its errors, and which any operation may have."""
+    body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    answers = operation["responses"]
+    for status, text in _ANY_ERRORS.items():
+        answers.setdefault(str(status), {"description": text})
+    for status, answer in answers.items():
+        if status >= "400":
+            answers[status] = {"description": answer["description"], "content": body}
