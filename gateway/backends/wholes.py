@@ -114,7 +114,7 @@ def _seconds(value: Any) -> int | None:
 def read_transcript(data: bytes) -> Chunk | None:
     """An event of a transcript: like that of a chat (vLLM, SGLang), or named by `type` (OpenAI)."""
     event = read_any(data)
-    if not isinstance(event, Mapping) or "type" not in event:
+    if not isinstance(event, Mapping) or "type" not in event or "error" in event or event.get("object") == "error":
         return read(data)
     match event["type"]:
         case "transcript.text.delta":
@@ -125,8 +125,6 @@ def read_transcript(data: bytes) -> Chunk | None:
             if usage is not None:
                 done.usage = msgspec.Raw(_encode(usage))
             return done
-        case "error":
-            return read(data)
         case _:
             return Chunk([])
 
