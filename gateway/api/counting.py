@@ -234,6 +234,7 @@ async def count_message(asked: TheCount) -> dict[str, Any]:
 
 
 def _tokens(param: str, value: Any) -> Any:
+    """A list of at most 1,000,000 token ids."""
     is_list = isinstance(value, list) and len(value) <= MAX_TOKENS
     if not is_list or not all(type(token) is int and 0 <= token < 2**31 for token in value):
         raise wrong(param, f"must be a list of at most {MAX_TOKENS} token ids")
@@ -243,8 +244,8 @@ def _tokens(param: str, value: Any) -> Any:
 TOKENIZE: Final[Mapping[str, Check]] = {
     "model": string(256),
     "prompt": string(20_000_000),
-    "messages": lambda param, value: value,
-    "tools": lambda param, value: value,
+    "messages": parameters.messages,
+    "tools": parameters.tools,
     "add_special_tokens": boolean,
     "add_generation_prompt": only(True, why="a chat is counted as it is called"),
     "return_token_strs": only(False, why="send the tokens to /v1/detokenize"),

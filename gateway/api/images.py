@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.api import parameters
-from gateway.api.parameters import Check, dropped, integer, one_of, only, string, wrong
+from gateway.api.parameters import Check, end_user, integer, one_of, only, refused, string, wrong
 from models.call import CallRequest, Endpoint
 
 MAX_IMAGES: Final = 10
@@ -17,12 +17,14 @@ _SIZE: Final = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})", re.ASCII)
 
 
 def _prompt(param: str, value: Any) -> Any:
+    """Text of 1 to 32,000 characters."""
     if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_PROMPT:
         raise wrong(param, f"must be a string of 1 to {LONGEST_PROMPT} characters")
     return value
 
 
 def _size(param: str, value: Any) -> Any:
+    """`auto`, or width x height as in 1024x1024, each at most 4,096."""
     found = _SIZE.fullmatch(value) if isinstance(value, str) and len(value) <= 16 else None
     if value != "auto" and (found is None or max(int(found[1]), int(found[2])) > LONGEST_SIDE):
         raise wrong(param, f"must be auto, or width x height as in 1024x1024, each at most {LONGEST_SIDE}")
@@ -43,7 +45,12 @@ IMAGES: Final[Mapping[str, Check]] = {
     "response_format": only("b64_json", why="images are sent in the answer as b64_json; none is kept at an address"),
     "stream": only(False, why="images come whole"),
     "partial_images": only(0, why="images come whole"),
-    "user": dropped(string()),
+    "complexity": refused("no engine that is known here has it"),
+    "frame_count": refused("images do not move here"),
+    "frame_duration_ms": refused("images do not move here"),
+    "svg": refused("no engine that is known here has it"),
+    "user": end_user,
+    "safety_identifier": end_user,
 }
 
 
@@ -58,6 +65,6 @@ def read(decoded: Mapping[str, Any]) -> CallRequest:
         # An address would be one of the backend's, which no client should know and most cannot reach.
         {**body, "n": number, "response_format": "b64_json"},
         input_bound=len(kept["prompt"].encode()),
-        end_user=decoded.get("user"),
+        end_user=decoded.get("user") or decoded.get("safety_identifier"),
         images_bound=number,
     )

@@ -18,6 +18,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _system(param: str, value: Any) -> Any:
+    """Text, or a list of blocks of text."""
     if isinstance(value, str):
         return value
     return "\n\n".join(
@@ -27,24 +28,28 @@ def _system(param: str, value: Any) -> Any:
 
 
 def _stops(param: str, value: Any) -> Any:
+    """A list of at most 16 strings."""
     if not isinstance(value, list):
         raise wrong(param, "must be a list of strings")
     return parameters.stop(param, value)
 
 
 def _metadata(param: str, value: Any) -> Any:
+    """An object; `user_id` is kept with the receipt."""
     if not isinstance(value, dict) or not isinstance(value.get("user_id") or "", str):
         raise wrong(param, "must be an object with user_id")
     return parameters.string()(f"{param}.user_id", value.get("user_id") or "")
 
 
 def _thinking(param: str, value: Any) -> Any:
+    """An object of type enabled, disabled or adaptive; the model decides how it thinks."""
     kind = value.get("type") if isinstance(value, dict) else None
     one_of("enabled", "disabled", "adaptive")(f"{param}.type", kind)
     return parameters.DROP
 
 
 def _tools(param: str, value: Any) -> Any:
+    """Tools that your program runs; those of the server do not run here."""
     for place, tool in enumerate(objects_in(value, param, parameters.MAX_TOOLS)):
         if tool.get("type", "custom") not in ("custom", None):
             raise wrong(f"{param}[{place}].type", f"is not supported: {_SERVER_TOOLS}")
@@ -54,6 +59,7 @@ def _tools(param: str, value: Any) -> Any:
 
 
 def _tool_choice(param: str, value: Any) -> Any:
+    """An object of type auto, any, tool or none."""
     if not isinstance(value, dict):
         raise wrong(param, "must be an object")
     one_of("auto", "any", "tool", "none")(f"{param}.type", value.get("type"))
@@ -63,6 +69,7 @@ def _tool_choice(param: str, value: Any) -> Any:
 
 
 def _output_config(param: str, value: Any) -> Any:
+    """An object; `format` of type json_schema with a schema of bounded size."""
     form = value.get("format") if isinstance(value, dict) else wrong
     if form is not None and (
         not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict)
@@ -72,9 +79,14 @@ def _output_config(param: str, value: Any) -> Any:
     return value
 
 
+def _conversation(param: str, value: Any) -> Any:
+    """A list of messages with blocks: text, image, document (text), tool_use, tool_result, thinking."""
+    return objects_in(value, param, parameters.MAX_MESSAGES)
+
+
 MESSAGES: Final[Mapping[str, Check]] = {
     "model": parameters.string(256),
-    "messages": lambda param, value: objects_in(value, param, parameters.MAX_MESSAGES),
+    "messages": _conversation,
     "max_tokens": integer(1, parameters.MAX_TOKENS),
     "system": _system,
     "stop_sequences": _stops,
@@ -87,11 +99,13 @@ MESSAGES: Final[Mapping[str, Check]] = {
     "metadata": _metadata,
     "thinking": _thinking,
     "output_config": _output_config,
-    "cache_control": lambda param, value: parameters.DROP,
+    "cache_control": parameters.dropped(parameters.mapping),
     "service_tier": only("auto", "standard_only", why="there is one tier"),
     "container": refused("there are none here"),
     "mcp_servers": refused(_SERVER_TOOLS),
     "context_management": refused("send a shorter conversation"),
+    "inference_geo": refused("the operator decides where models run"),
+    "output_format": refused("send output_config.format"),
 }
 
 

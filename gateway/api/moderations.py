@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from gateway.api import parameters
 from gateway.api.conversations import objects_in, picture, text_in
-from gateway.api.parameters import Check, dropped, string, wrong
+from gateway.api.parameters import Check, end_user, string, wrong
 from models.call import CallRequest, Endpoint
 
 MAX_INPUTS: Final = 1_024
 
 
 def _input(param: str, value: Any) -> Any:
+    """Text, a list of at most 1,024 texts, or a list of parts of type text or image_url."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value or len(value) > MAX_INPUTS:
@@ -26,8 +27,8 @@ def _input(param: str, value: Any) -> Any:
 MODERATIONS: Final[Mapping[str, Check]] = {
     "model": string(256),
     "input": _input,
-    "user": dropped(string()),
-    "safety_identifier": dropped(string()),
+    "user": end_user,
+    "safety_identifier": end_user,
 }
 
 

@@ -7,6 +7,7 @@ refused, and so is everything by which a client could choose a destination.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Set
 from typing import Any, Final
@@ -42,6 +43,7 @@ def number(low: float, high: float) -> Check:
             raise wrong(param, f"must be a number between {low} and {high}")
         return value
 
+    check.__doc__ = f"A number between {low} and {high}."
     return check
 
 
@@ -53,6 +55,7 @@ def integer(low: int, high: int) -> Check:
             raise wrong(param, f"must be an integer between {low} and {high}")
         return value
 
+    check.__doc__ = f"An integer between {low} and {high}."
     return check
 
 
@@ -71,6 +74,7 @@ def string(limit: int = 512) -> Check:
             raise wrong(param, f"must be a string of at most {limit} characters")
         return value
 
+    check.__doc__ = f"Text of at most {limit} characters."
     return check
 
 
@@ -82,7 +86,13 @@ def one_of(*values: str) -> Check:
             raise wrong(param, f"must be one of {', '.join(values)}")
         return value
 
+    check.__doc__ = f"One of {', '.join(values)}."
     return check
+
+
+def told_of(check: Check) -> str:
+    """What a check says of a parameter, in a sentence: it is what the page of parameters says."""
+    return (check.__doc__ or "").partition("\n")[0]
 
 
 def dropped(check: Check) -> Check:
@@ -92,6 +102,7 @@ def dropped(check: Check) -> Check:
         check(param, value)
         return DROP
 
+    check_and_drop.__doc__ = f"{told_of(check)} Changes nothing here."
     return check_and_drop
 
 
@@ -103,6 +114,7 @@ def only(*values: Any, why: str) -> Check:
             return DROP
         raise wrong(param, f"is not supported: {why}")
 
+    check.__doc__ = f"Only {' or '.join(json.dumps(value) for value in values)}: {why}."
     return check
 
 
@@ -112,7 +124,15 @@ def refused(why: str) -> Check:
     def check(param: str, value: Any) -> Any:
         raise wrong(param, f"is not supported: {why}")
 
+    check.__doc__ = f"Refused: {why}."
     return check
+
+
+def mapping(param: str, value: Any) -> Any:
+    """An object."""
+    if not isinstance(value, dict):
+        raise wrong(param, "must be an object")
+    return value
 
 
 def stop(param: str, value: Any) -> Any:
@@ -226,7 +246,10 @@ def media_url(param: str, url: Any, media_hosts: Set[str] = frozenset()) -> str:
 
 
 def messages(param: str, value: Any, media_hosts: Set[str] = frozenset()) -> Any:
-    """The conversation. Pictures and sound as `data:` or from `media_hosts`, since the backend would fetch anything."""
+    """The conversation. Pictures and sound as `data:`, or from hosts that the operator names.
+
+    The backend would fetch anything else.
+    """
     if not isinstance(value, list) or not value or len(value) > MAX_MESSAGES:
         raise wrong(param, f"must be a list of 1 to {MAX_MESSAGES} messages")
     for index, message in enumerate(value):
@@ -287,6 +310,7 @@ def texts(limit: int) -> Check:
             return value
         raise wrong(param, "must be a string, a list of strings, or a list of token ids")
 
+    check.__doc__ = f"A string, or a list of at most {limit} strings or lists of token ids; or one list of token ids."
     return check
 
 
@@ -299,11 +323,17 @@ def text_count(value: Any) -> int:
     return 1 if isinstance(value, str) or isinstance(value[0], int) else len(value)
 
 
+def end_user(param: str, value: Any) -> Any:
+    """Text of at most 512 characters: the caller's own user. Kept with the receipt, not sent to the engine."""
+    string()(param, value)
+    return DROP
+
+
 _FETCHED = "it would cost money unseen"
 _MODEL: Final[Mapping[str, Check]] = {
     "model": string(256),
-    "user": dropped(string()),
-    "safety_identifier": dropped(string()),
+    "user": end_user,
+    "safety_identifier": end_user,
 }
 _SAMPLING: Final[Mapping[str, Check]] = {
     "temperature": number(0, 2),
@@ -348,6 +378,8 @@ CHAT: Final[Mapping[str, Check]] = {
     "service_tier": only("auto", "default", why="there is one tier"),
     "prompt_cache_key": dropped(string()),
     "prompt_cache_retention": dropped(string(32)),
+    "prompt_cache_options": dropped(mapping),
+    "moderation": refused("send the text to /v1/moderations"),
     "modalities": only(["text"], why="only text is generated"),
     "audio": refused("only text is generated"),
     "prediction": refused(_FETCHED),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.api import parameters
-from gateway.api.parameters import Check, boolean, dropped, integer, only, refused, string, wrong
+from gateway.api.parameters import Check, boolean, end_user, integer, only, refused, string, wrong
 from models.call import CallRequest, Endpoint
 
 MAX_DOCUMENTS: Final = 1_000
@@ -15,12 +15,14 @@ _LONGEST_TEXT: Final = 20_000_000
 
 
 def _query(param: str, value: Any) -> Any:
+    """Text that is not empty."""
     if not isinstance(value, str) or not value:
         raise wrong(param, "must be a string that is not empty")
     return value
 
 
 def _documents(param: str, value: Any) -> Any:
+    """A list of 1 to 1,000 texts, or objects with nothing but `text`."""
     if not isinstance(value, list) or not value or len(value) > MAX_DOCUMENTS:
         raise wrong(param, f"must be a list of 1 to {MAX_DOCUMENTS} documents")
     texts = []
@@ -36,7 +38,7 @@ RERANK: Final[Mapping[str, Check]] = {
     "documents": _documents,
     "top_n": integer(1, 1_000_000),
     "return_documents": boolean,
-    "user": dropped(string()),
+    "user": end_user,
     "truncate": only(False, why="documents are never shortened unseen; send shorter ones"),
     "max_tokens_per_doc": refused("documents are never shortened unseen; send shorter ones"),
     "max_chunks_per_doc": refused("documents are never cut unseen; send shorter ones"),

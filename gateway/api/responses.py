@@ -16,6 +16,7 @@ _HOSTED: Final = "hosted tools do not run here; only tools of type function, whi
 
 
 def _input(param: str, value: Any) -> Any:
+    """Text, or a list of items: messages, function calls and their outputs, reasoning."""
     if not isinstance(value, str):
         objects_in(value, param, parameters.MAX_MESSAGES)
         if not value:
@@ -24,6 +25,7 @@ def _input(param: str, value: Any) -> Any:
 
 
 def _metadata(param: str, value: Any) -> Any:
+    """At most 16 pairs of text; told again with the response."""
     parameters.metadata(param, value)
     for name, item in value.items():
         if len(name) > 64 or not isinstance(item, str) or len(item) > 512:
@@ -32,6 +34,7 @@ def _metadata(param: str, value: Any) -> Any:
 
 
 def _text(param: str, value: Any) -> Any:
+    """The format of the answer: text, json_object, or json_schema with a schema of bounded size."""
     if not isinstance(value, dict) or not isinstance(value.get("format") or {}, dict):
         raise wrong(param, "must be an object with a format")
     form = value.get("format") or {"type": "text"}
@@ -43,6 +46,7 @@ def _text(param: str, value: Any) -> Any:
 
 
 def _tools(param: str, value: Any) -> Any:
+    """Tools of type function; hosted tools do not run here."""
     for index, tool in enumerate(objects_in(value, param, parameters.MAX_TOOLS)):
         if tool.get("type") != "function":
             raise wrong(f"{param}[{index}].type", f"is not supported: {_HOSTED}")
@@ -50,6 +54,7 @@ def _tools(param: str, value: Any) -> Any:
 
 
 def _tool_choice(param: str, value: Any) -> Any:
+    """none, auto, required, a function, or allowed_tools."""
     if isinstance(value, str):
         return one_of("none", "auto", "required")(param, value)
     if not isinstance(value, dict):
@@ -65,6 +70,7 @@ def _tool_choice(param: str, value: Any) -> Any:
 
 
 def _reasoning(param: str, value: Any) -> Any:
+    """An object; `effort` goes to the model."""
     if not isinstance(value, dict):
         raise wrong(param, "must be an object")
     effort = value.get("effort")
@@ -74,12 +80,14 @@ def _reasoning(param: str, value: Any) -> Any:
 
 
 def _include(param: str, value: Any) -> Any:
+    """`message.output_text.logprobs` and `reasoning.encrypted_content`; the second adds nothing."""
     if not isinstance(value, list) or not all(isinstance(item, str) and item in _KEPT_INCLUDES for item in value):
         raise wrong(param, f"may hold only {', '.join(sorted(_KEPT_INCLUDES))}")
     return value
 
 
 def _stream_options(param: str, value: Any) -> Any:
+    """`include_obfuscation`, which changes nothing here."""
     if not isinstance(value, dict) or value.keys() - {"include_obfuscation"}:
         raise wrong(param, "may hold only include_obfuscation")
     return parameters.DROP
@@ -111,6 +119,11 @@ RESPONSES: Final[Mapping[str, Check]] = {
     "safety_identifier": parameters.string(),
     "prompt_cache_key": dropped(parameters.string()),
     "prompt_cache_retention": dropped(parameters.string(32)),
+    "prompt_cache_options": dropped(parameters.mapping),
+    "moderation": refused("send the text to /v1/moderations"),
+    "access_programs": refused("there are none here"),
+    "background_options": refused("answers are given while the client waits"),
+    "image": refused("pictures are sent as they are"),
     "truncation": only("disabled", why="a conversation is never shortened unseen; send a shorter one"),
     "background": only(False, why="answers are given while the client waits; /v1/batches runs calls without one"),
     "service_tier": only("auto", "default", why="there is one tier"),

@@ -7,24 +7,28 @@ from typing import Any, Final
 
 from gateway.api import parameters
 from gateway.api.forms import Part, parts_in
-from gateway.api.parameters import Check, boolean, number, one_of, refused, string, wrong
+from gateway.api.parameters import Check, boolean, end_user, number, one_of, refused, string, wrong
 from gateway.api.sounds import measure
 from models.call import CallRequest, Endpoint, Upload
 from models.errors import InvalidRequest
 
-_LISTS: Final = frozenset({"timestamp_granularities", "include"})
+_LISTS: Final = frozenset(
+    {"timestamp_granularities", "include", "keywords", "languages", "known_speaker_names", "known_speaker_references"}
+)
 _TIMED: Final = frozenset({"srt", "vtt", "verbose_json"})
 """Forms of an answer that say when something was said."""
 _LONGEST_PROMPT: Final = 8_192
 
 
 def _granularities(param: str, value: Any) -> Any:
+    """`word` and `segment`; with `verbose_json` only."""
     for item in value:
         one_of("word", "segment")(param, item)
     return value
 
 
 def _include(param: str, value: Any) -> Any:
+    """`logprobs`."""
     for item in value:
         one_of("logprobs")(param, item)
     return value
@@ -35,7 +39,7 @@ TRANSLATIONS: Final[Mapping[str, Check]] = {
     "prompt": string(_LONGEST_PROMPT),
     "response_format": one_of("json", "text", "srt", "vtt", "verbose_json"),
     "temperature": number(0, 1),
-    "user": parameters.dropped(string()),
+    "user": end_user,
 }
 TRANSCRIPTIONS: Final[Mapping[str, Check]] = {
     **TRANSLATIONS,
@@ -44,6 +48,8 @@ TRANSCRIPTIONS: Final[Mapping[str, Check]] = {
     "timestamp_granularities": _granularities,
     "include": _include,
     "chunking_strategy": one_of("auto"),
+    "keywords": refused("write them into the prompt"),
+    "languages": refused("send language"),
     "known_speaker_names": refused("speakers are not told apart here"),
     "known_speaker_references": refused("speakers are not told apart here"),
 }

@@ -140,7 +140,7 @@ def settings_page() -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None or value == () or value == {}:
+    if value is None or value == () or value == {} or value == frozenset():
         return "none"
     return f"`{json.dumps(value) if isinstance(value, bool) else value}`"
 
