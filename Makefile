@@ -78,6 +78,7 @@ simulate: $(STAMP) ## Whole calls in simulated time, with faults; options: make 
 
 docs: $(STAMP) ## Write the pages of docs/reference from the code
 	$(BIN)/python -m tests.house.reference
+	$(BIN)/python -m tests.house.parameters
 
 lock: $(STAMP) ## Choose newer versions within pyproject.toml and write requirements.lock
 	@command -v uv >/dev/null || { echo "This needs uv: pip install uv" >&2; exit 1; }

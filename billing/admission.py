@@ -7,16 +7,23 @@ from datetime import datetime
 
 from billing.months import month_of
 from billing.pricing import ceiling
+from billing.schemes import AUDIO_METERS, IMAGE_METERS
 from models.account import NO_LIMITS, Principal
 from models.call import CallOrigin, CallRequest, HoldRequest, InFlightLimit, MonthlyLimit, RateBucket
 from models.catalog import Model, Rates
-from models.errors import NotPermitted
+from models.errors import InvalidRequest, NotPermitted
 
 TEMPLATE_ALLOWANCE_TOKENS = 512
 """What a chat template may add to the text of a request (system preamble, tool instructions). Measured: 12 text tokens
 became 21, one small tool raised a prompt from 21 to 195; the bytes of the JSON around the text cover the rest."""
 
 MINUTES_OF_A_DAY = 1_440
+AUDIO_INPUT_TOKENS_PER_SECOND = 64
+AUDIO_OUTPUT_TOKENS_PER_SECOND = 32
+"""Engines encode a second of sound as at most 50 tokens (Whisper: 1,500 positions for 30 s) and write at most 448 for
+30 s of it. A long sound is cut into windows, so the model's context bounds neither."""
+IMAGE_TOKENS = 8_192
+"""Where an image is told in tokens: 6,208 for the largest of the OpenAI API."""
 
 
 def permit(principal: Principal, model: str) -> None:
@@ -25,16 +32,37 @@ def permit(principal: Principal, model: str) -> None:
         raise NotPermitted(f"This key may not call the model {model!r}. Ask the owner of the organization.")
 
 
+def permit_endpoint(request: CallRequest, rates: Rates) -> None:
+    """Raise `InvalidRequest` where the model is sold by the image or the second, and the call would have neither.
+
+    Such a model has no price for tokens: a chat with it would cost nothing, which nobody has decided.
+    """
+    if rates.input or rates.output or rates.request or request.images_bound or request.audio_seconds_bound:
+        return
+    stepped = {meter for tariff in rates.steps.tariffs for meter in tariff.meters} if rates.steps else set()
+    sells_others = rates.image or rates.audio_second or stepped & (IMAGE_METERS | AUDIO_METERS)
+    if sells_others and not (stepped - IMAGE_METERS - AUDIO_METERS or (rates.steps and rates.steps.minimum)):
+        raise InvalidRequest(
+            "This model is not sold for this endpoint. GET /v1/models lists what is sold to you.",
+            param="model",
+            code="unsupported_endpoint",
+        )
+
+
 def bounds(request: CallRequest, model: Model) -> tuple[int, int]:
     """Most input and output tokens of a call, in all its prompts and choices.
 
     No prompt and no answer is longer than the model's context; text is never more tokens than UTF-8 bytes.
     """
-    context = model.context_length * request.prompts
     text = request.input_bound
+    if request.audio_seconds_bound and request.endpoint.hears:
+        seconds = request.audio_seconds_bound
+        heard = seconds * AUDIO_INPUT_TOKENS_PER_SECOND + (text or 0) + TEMPLATE_ALLOWANCE_TOKENS
+        return heard, seconds * AUDIO_OUTPUT_TOKENS_PER_SECOND + TEMPLATE_ALLOWANCE_TOKENS
+    context = model.context_length * request.prompts
     input_bound = context if text is None else min(context, text + TEMPLATE_ALLOWANCE_TOKENS * request.prompts)
     if not request.endpoint.generates:
-        return input_bound, 0
+        return input_bound, request.images_bound * IMAGE_TOKENS
     per_choice = min(request.max_output_tokens or model.context_length, model.context_length)
     return input_bound, per_choice * request.choices
 
@@ -43,6 +71,7 @@ def hold_request(
     request: CallRequest, origin: CallOrigin, principal: Principal, model: Model, rates: Rates
 ) -> HoldRequest:
     """The hold that covers the highest possible price of a call, with the limits of key, project, organization."""
+    permit_endpoint(request, rates)
     input_bound, output_bound = bounds(request, model)
     buckets, in_flight = _limits(principal, origin.model, input_bound + output_bound)
     images, audio_seconds = request.images_bound, request.audio_seconds_bound

@@ -23,6 +23,7 @@ from gateway.api import (
     alerts,
     billing,
     cors,
+    counting,
     documents,
     errors,
     invoices,
@@ -33,6 +34,7 @@ from gateway.api import (
     responses_kept,
     webhooks,
 )
+from gateway.api.counting import Counting
 from gateway.api.limits import BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
@@ -75,7 +77,18 @@ def make_api(*, docs_enabled: bool, takes_webhooks: bool = True, cors_origins: S
         redirect_slashes=False,
     )
     # Documents before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
-    for room in (openai, responses_kept, documents, billing, alerts, invoices, organization, operator, probes):
+    for room in (
+        openai,
+        counting,
+        responses_kept,
+        documents,
+        billing,
+        alerts,
+        invoices,
+        organization,
+        operator,
+        probes,
+    ):
         api.include_router(room.router)
     if takes_webhooks:
         api.include_router(webhooks.router)
@@ -98,6 +111,7 @@ class Tollgate:
         )
         self.parts: Parts
         self.running: Running
+        self._counting: Counting
         self.readiness: probes.Readiness
         self._intake: Intake
         self._stop = asyncio.Event()
@@ -151,6 +165,7 @@ class Tollgate:
         self._intake = Intake(self.parts, self.running)
         self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
+        self.api.state.counting = self._counting = Counting(self.running.tokenizers)
         self.api.state.readiness = self.readiness
         await self.parts.catalog.refresh(force=True)
         self._tasks = [
@@ -197,6 +212,7 @@ class Tollgate:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.running.journal is not None:
             await self.running.journal.close()
+        await self._counting.close()
         self.running.upstreams.close()
         self.running.tokenizers.close()
         await self.parts.hot.close()

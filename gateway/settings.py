@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -65,6 +66,11 @@ class Settings(BaseSettings):
         300, ge=1, le=3_600, description="How far the time of a payment webhook may be from now"
     )
 
+    media_hosts: frozenset[str] = Field(
+        frozenset(),
+        description='Hosts from which backends may fetch pictures of a conversation by https, as JSON: ["img.example"];'
+        " empty: only data: URLs are taken",
+    )
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0, description="Largest request body")
     max_connections: int = Field(4_096, gt=0, description="Open client connections per process")
     max_running_calls: int = Field(1_024, gt=0, description="Calls that a process runs at backends at a time")
@@ -122,6 +128,16 @@ class Settings(BaseSettings):
             return tuple(ip_network(text.strip()) for text in value.split(",") if text.strip())
         except ValueError as error:
             raise ValueError(f"it is not a list of networks such as 10.0.0.0/8,192.168.1.7: {error}") from None
+
+    @field_validator("media_hosts")
+    @classmethod
+    def _refuse_unusable_hosts(cls, hosts: frozenset[str]) -> frozenset[str]:
+        for host in hosts:
+            if not re.fullmatch(r"(?=.*[a-z])[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", host) or "." not in host:
+                raise ValueError(
+                    f"{host!r} is not a host name such as img.example, in small letters and without a port"
+                )
+        return hosts
 
     @field_validator("payment_webhook_secrets", mode="before")
     @classmethod

@@ -26,6 +26,11 @@ class Endpoint(StrEnum):
     EMBEDDINGS = "/v1/embeddings"
     RESPONSES = "/v1/responses"
     MESSAGES = "/v1/messages"
+    RERANK = "/v1/rerank"
+    MODERATIONS = "/v1/moderations"
+    IMAGES = "/v1/images/generations"
+    TRANSCRIPTIONS = "/v1/audio/transcriptions"
+    TRANSLATIONS = "/v1/audio/translations"
 
     @property
     def upstream(self) -> Endpoint:
@@ -37,9 +42,23 @@ class Endpoint(StrEnum):
         """Whether the answer is text that a model generates: it has choices, a length, and comes in a stream."""
         return self in _GENERATING
 
+    @property
+    def hears(self) -> bool:
+        """Whether it takes a sound, as a form with a file in it, and answers with what is said in it."""
+        return self in _HEARING
+
 
 _CONVERSATIONS: Final = frozenset({Endpoint.RESPONSES, Endpoint.MESSAGES})
 _GENERATING: Final = _CONVERSATIONS | {Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS}
+_HEARING: Final = frozenset({Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS})
+
+
+@value
+class Upload:
+    """A file that a client sent: its kind as its first bytes tell it ("wav"), and its bytes."""
+
+    kind: str
+    content: bytes = field(repr=False)
 
 
 @value
@@ -51,7 +70,8 @@ class CallRequest:
     tokens the text can be (UTF-8 bytes bound tokens), or None where only the model's context bounds it (images).
     `tells_cost` is whether the client wants to be told what the call cost. `echo` is what the answer repeats of a
     request of the Responses API, and `stored_input` its conversation where the answer is to be kept.
-    `images_bound` and `audio_seconds_bound` are the most of these that the call can be charged for.
+    `images_bound` and `audio_seconds_bound` are the most of these that the call can be charged for. `upload` is the
+    sound of a call that hears one, `audio_format` the form in which its client wants the words.
     """
 
     endpoint: Endpoint
@@ -69,6 +89,8 @@ class CallRequest:
     stored_input: list[Any] | None = None
     images_bound: int = 0
     audio_seconds_bound: int = 0
+    upload: Upload | None = None
+    audio_format: str = ""
 
     @property
     def choices(self) -> int:

@@ -14,7 +14,7 @@ Script = Callable[["Asked", asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request as it came."""
+    """One request as it came; `body` is decoded, but for a form, which is bytes."""
 
     path: str
     headers: dict[str, str]
@@ -43,7 +43,8 @@ class Scripted:
                     name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
                 }
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                asked = Asked(head[0].split(" ")[1], headers, json.loads(body or b"null"))
+                is_form = headers.get("content-type", "").startswith("multipart/")
+                asked = Asked(head[0].split(" ")[1], headers, body if is_form else json.loads(body or b"null"))
                 self.asked.append(asked)
                 answer = asyncio.ensure_future(self.script(asked, writer))
                 # Nothing comes before the answer is complete but the end of the connection.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 import msgspec
 
-from gateway.api.parameters import MAX_TOOLS, bounded, string, wrong
+from gateway.api.parameters import MAX_TOOLS, bounded, media_url, string, wrong
 from models.call import CallRequest, Endpoint
 from models.errors import InvalidRequest
 
@@ -87,11 +87,9 @@ def function_tools(param: str, functions: Sequence[Mapping[str, Any]]) -> list[d
     ]
 
 
-def picture(url: Any, param: str) -> dict[str, Any]:
-    """A picture as a part of a chat message; only `data:`, since the backend would fetch anything else."""
-    if not isinstance(url, str) or not url.startswith("data:"):
-        raise wrong(param, "must be a data: URL; Tollgate lets no backend fetch addresses")
-    return {"type": "image_url", "image_url": {"url": url}}
+def picture(url: Any, param: str, media_hosts: Set[str] = frozenset()) -> dict[str, Any]:
+    """A picture as a part of a chat message; `data:`, or from `media_hosts`."""
+    return {"type": "image_url", "image_url": {"url": media_url(param, url, media_hosts)}}
 
 
 def content_of(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:

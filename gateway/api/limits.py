@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.api.counting import COUNTING_PATHS
 from gateway.api.errors import render, request_id_of
 from models.errors import InvalidRequest
 
@@ -26,6 +27,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit_bytes = self._limit_bytes
+        if scope["path"] in COUNTING_PATHS:
+            # Read by the route itself, once its caller is known.
+            limit_bytes = max(limit_bytes, scope["app"].state.parts.settings.max_body_bytes)
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         received, is_answered = 0, False
 
@@ -33,7 +38,7 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit_bytes:
+            if received > limit_bytes:
                 raise _TooLarge
             return message
 
@@ -43,12 +48,12 @@ class BodyLimit:
             await send(message)
 
         try:
-            if not announced.isdigit() or int(announced[:20]) > self._limit_bytes:
+            if not announced.isdigit() or int(announced[:20]) > limit_bytes:
                 raise _TooLarge
             await self._app(scope, bounded, watched)
         except _TooLarge:
             if not is_answered:
-                error = InvalidRequest(f"The body is larger than {self._limit_bytes} bytes.", status=413)
+                error = InvalidRequest(f"The body is larger than {limit_bytes} bytes.", status=413)
                 rendered = render(error, request_id=request_id_of(scope), path=scope["path"])
                 await send({"type": "http.response.start", "status": rendered.status, "headers": rendered.headers})
                 await send({"type": "http.response.body", "body": rendered.body})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +18,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _system(param: str, value: Any) -> Any:
+    """Text, or a list of blocks of text."""
     if isinstance(value, str):
         return value
     return "\n\n".join(
@@ -27,24 +28,28 @@ def _system(param: str, value: Any) -> Any:
 
 
 def _stops(param: str, value: Any) -> Any:
+    """A list of at most 16 strings."""
     if not isinstance(value, list):
         raise wrong(param, "must be a list of strings")
     return parameters.stop(param, value)
 
 
 def _metadata(param: str, value: Any) -> Any:
+    """An object; `user_id` is kept with the receipt."""
     if not isinstance(value, dict) or not isinstance(value.get("user_id") or "", str):
         raise wrong(param, "must be an object with user_id")
     return parameters.string()(f"{param}.user_id", value.get("user_id") or "")
 
 
 def _thinking(param: str, value: Any) -> Any:
+    """An object of type enabled, disabled or adaptive; the model decides how it thinks."""
     kind = value.get("type") if isinstance(value, dict) else None
     one_of("enabled", "disabled", "adaptive")(f"{param}.type", kind)
     return parameters.DROP
 
 
 def _tools(param: str, value: Any) -> Any:
+    """Tools that your program runs; those of the server do not run here."""
     for place, tool in enumerate(objects_in(value, param, parameters.MAX_TOOLS)):
         if tool.get("type", "custom") not in ("custom", None):
             raise wrong(f"{param}[{place}].type", f"is not supported: {_SERVER_TOOLS}")
@@ -54,6 +59,7 @@ def _tools(param: str, value: Any) -> Any:
 
 
 def _tool_choice(param: str, value: Any) -> Any:
+    """An object of type auto, any, tool or none."""
     if not isinstance(value, dict):
         raise wrong(param, "must be an object")
     one_of("auto", "any", "tool", "none")(f"{param}.type", value.get("type"))
@@ -63,6 +69,7 @@ def _tool_choice(param: str, value: Any) -> Any:
 
 
 def _output_config(param: str, value: Any) -> Any:
+    """An object; `format` of type json_schema with a schema of bounded size."""
     form = value.get("format") if isinstance(value, dict) else wrong
     if form is not None and (
         not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict)
@@ -72,9 +79,14 @@ def _output_config(param: str, value: Any) -> Any:
     return value
 
 
+def _conversation(param: str, value: Any) -> Any:
+    """A list of messages with blocks: text, image, document (text), tool_use, tool_result, thinking."""
+    return objects_in(value, param, parameters.MAX_MESSAGES)
+
+
 MESSAGES: Final[Mapping[str, Check]] = {
     "model": parameters.string(256),
-    "messages": lambda param, value: objects_in(value, param, parameters.MAX_MESSAGES),
+    "messages": _conversation,
     "max_tokens": integer(1, parameters.MAX_TOKENS),
     "system": _system,
     "stop_sequences": _stops,
@@ -87,18 +99,20 @@ MESSAGES: Final[Mapping[str, Check]] = {
     "metadata": _metadata,
     "thinking": _thinking,
     "output_config": _output_config,
-    "cache_control": lambda param, value: parameters.DROP,
+    "cache_control": parameters.dropped(parameters.mapping),
     "service_tier": only("auto", "standard_only", why="there is one tier"),
     "container": refused("there are none here"),
     "mcp_servers": refused(_SERVER_TOOLS),
     "context_management": refused("send a shorter conversation"),
+    "inference_geo": refused("the operator decides where models run"),
+    "output_format": refused("send output_config.format"),
 }
 
 
-def read(decoded: Mapping[str, Any]) -> CallRequest:
+def read(decoded: Mapping[str, Any], media_hosts: Set[str] = frozenset()) -> CallRequest:
     """The call that a request asks for."""
     kept = parameters.checked(decoded, MESSAGES)
-    messages = chat_messages(kept["messages"])
+    messages = chat_messages(kept["messages"], media_hosts)
     if not messages:
         raise wrong("messages", "must hold a message")
     body: dict[str, Any] = {"messages": conversations.with_system(messages, kept.get("system"))}
@@ -116,7 +130,7 @@ def read(decoded: Mapping[str, Any]) -> CallRequest:
     )
 
 
-def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def chat_messages(messages: list[dict[str, Any]], media_hosts: Set[str] = frozenset()) -> list[dict[str, Any]]:
     """Messages of the Messages API as those of a chat."""
     chat: list[dict[str, Any]] = []
     for place, message in enumerate(messages):
@@ -130,28 +144,34 @@ def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if role == "assistant":
             _add_assistant(chat, blocks, f"{param}.content")
         else:
-            _add_user(chat, role, blocks, f"{param}.content")
+            _add_user(chat, role, blocks, f"{param}.content", media_hosts)
     return chat
 
 
-def _add_user(chat: list[dict[str, Any]], role: str, blocks: list[dict[str, Any]], param: str) -> None:
+def _add_user(
+    chat: list[dict[str, Any]], role: str, blocks: list[dict[str, Any]], param: str, media_hosts: Set[str]
+) -> None:
     parts = []
     for place, block in enumerate(blocks):
         if block.get("type") == "tool_result":
             call_id = text_in(block.get("tool_use_id"), f"{param}[{place}].tool_use_id")
-            content = _result(block.get("content"), f"{param}[{place}].content")
+            content = _result(block.get("content"), f"{param}[{place}].content", media_hosts)
             chat.append({"role": "tool", "tool_call_id": call_id, "content": content})
         else:
-            parts.append(_part(block, f"{param}[{place}]"))
+            parts.append(_part(block, f"{param}[{place}]", media_hosts))
     if parts:
         chat.append({"role": role, "content": content_of(parts)})
 
 
-def _result(content: Any, param: str) -> str | list[dict[str, Any]]:
+def _result(content: Any, param: str, media_hosts: Set[str]) -> str | list[dict[str, Any]]:
     if content is None or isinstance(content, str):
         return content or ""
     blocks = objects_in(content, param, parameters.MAX_MESSAGES)
-    return content_of([_part(block, f"{param}[{place}]") for place, block in enumerate(blocks)]) if blocks else ""
+    return (
+        content_of([_part(block, f"{param}[{place}]", media_hosts) for place, block in enumerate(blocks)])
+        if blocks
+        else ""
+    )
 
 
 def _add_assistant(chat: list[dict[str, Any]], blocks: list[dict[str, Any]], param: str) -> None:
@@ -188,12 +208,14 @@ def _encoded(value: dict[str, Any], param: str) -> str:
         raise wrong(param, "holds a value that no backend can take") from None
 
 
-def _part(block: dict[str, Any], param: str) -> dict[str, Any]:
+def _part(block: dict[str, Any], param: str, media_hosts: Set[str]) -> dict[str, Any]:
     source = block.get("source")
     match block.get("type"):
         case "text":
             return {"type": "text", "text": text_in(block.get("text"), f"{param}.text")}
         case "image":
+            if media_hosts and isinstance(source, dict) and source.get("type") == "url":
+                return picture(source.get("url"), f"{param}.source.url", media_hosts)
             if not isinstance(source, dict) or source.get("type") != "base64":
                 raise wrong(f"{param}.source", "must be of type base64; Tollgate lets no backend fetch addresses")
             kind = one_of("image/jpeg", "image/png", "image/gif", "image/webp")(

@@ -27,10 +27,21 @@ async def list_models(caller: Caller, parts: TheParts) -> dict[str, Any]:
 @router.get("/models/{model_id:path}", summary="Look at one model")
 async def get_model(model_id: str, caller: Caller, parts: TheParts) -> dict[str, Any]:
     """One model; 404 `model_not_found` for one that does not exist or is not sold to the caller."""
-    for model in _sold(caller, parts):
-        if model.id == model_id:
-            return _shape(model)
-    raise ModelNotFound("This model does not exist, or is not sold to you.", param="model")
+    return _shape(sold_model(caller, parts, model_id))
+
+
+def sold_model(caller: Principal, parts: Parts, model_id: str) -> Model:
+    """A model that the caller may call; raises `ModelNotFound`."""
+    catalog = parts.catalog.current
+    model = catalog.models.get(model_id)
+    if (
+        model is None
+        or not model.deployments
+        or (caller.models is not None and model.id not in caller.models)
+        or catalog.rates(caller.price_book, caller.currency, model.id, parts.clock.now()) is None
+    ):
+        raise ModelNotFound("This model does not exist, or is not sold to you.", param="model")
+    return model
 
 
 def _sold(caller: Principal, parts: Parts) -> list[Model]:

@@ -8,11 +8,12 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from gateway.api import messages, parameters, responses
+from gateway.api import images, messages, moderations, parameters, reranks, responses, transcripts
 from gateway.api.errors import is_anthropic
 from models.call import Endpoint
 
 _MESSAGES: Final = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
+_SOUND: Final = {"file": "@speech.wav", "model": "whisper"}
 _ENDPOINTS: Final[Mapping[Endpoint, tuple[str, Mapping[str, parameters.Check], str, Mapping[str, Any]]]] = {
     Endpoint.CHAT_COMPLETIONS: ("Answer a conversation", parameters.CHAT, "messages", _MESSAGES),
     Endpoint.COMPLETIONS: (
@@ -29,6 +30,21 @@ _ENDPOINTS: Final[Mapping[Endpoint, tuple[str, Mapping[str, parameters.Check], s
         {"model": "tiny", "input": "Hello", "max_output_tokens": 64},
     ),
     Endpoint.MESSAGES: ("Answer with the Messages API of Anthropic", messages.MESSAGES, "messages", _MESSAGES),
+    Endpoint.RERANK: (
+        "Order documents by their relevance to a query",
+        reranks.RERANK,
+        "documents",
+        {"model": "ranker", "query": "a cat", "documents": ["a dog", "a kitten"], "top_n": 1},
+    ),
+    Endpoint.MODERATIONS: (
+        "Judge whether a text is harmful",
+        moderations.MODERATIONS,
+        "input",
+        {"model": "judge", "input": "Hello"},
+    ),
+    Endpoint.IMAGES: ("Make images", images.IMAGES, "prompt", {"model": "painter", "prompt": "a cat", "n": 1}),
+    Endpoint.TRANSCRIPTIONS: ("Write down what is said", transcripts.TRANSCRIPTIONS, transcripts.FILE, _SOUND),
+    Endpoint.TRANSLATIONS: ("Write down in English what is said", transcripts.TRANSLATIONS, transcripts.FILE, _SOUND),
 }
 _TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "model": {"type": "string"},
@@ -36,6 +52,9 @@ _TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "max_tokens": {"type": "integer", "minimum": 1},
     "max_completion_tokens": {"type": "integer", "minimum": 1},
     "n": {"type": "integer", "minimum": 1, "maximum": parameters.MAX_CHOICES},
+    "query": {"type": "string", "minLength": 1},
+    "documents": {"type": "array", "minItems": 1, "maxItems": reranks.MAX_DOCUMENTS},
+    "top_n": {"type": "integer", "minimum": 1},
     "stream": {"type": "boolean"},
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
     "top_p": {"type": "number", "minimum": 0, "maximum": 1},
@@ -119,26 +138,33 @@ def describe_calls(api: FastAPI) -> None:
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
     summary, table, subject, example = _ENDPOINTS[endpoint]
-    schema = {
+    schema: dict[str, Any] = {
         "type": "object",
         "required": ["model", subject],
         "additionalProperties": False,
         "properties": {name: dict(_TYPES.get(name, {})) for name in table},
     }
+    media_type = "application/json"
+    if endpoint.hears:
+        media_type = "multipart/form-data"
+        schema["properties"][transcripts.FILE] = {"type": "string", "format": "binary"}
+    if endpoint is Endpoint.RERANK:
+        schema["required"].append("query")
     return {
         "tags": ["Calls"],
         "summary": summary,
         "description": "As in the OpenAI API. The answer's `x-request-id` is the call id of its receipt.",
         "operationId": endpoint.name.lower(),
         "security": [{"ApiKey": []}],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
+        "requestBody": {"required": True, "content": {media_type: {"schema": schema, "example": example}}},
         "responses": {
             "200": {
                 "description": "The answer, or with `stream` its events",
                 "headers": {"x-request-id": {"schema": {"type": "string", "format": "uuid"}}},
                 "content": {
                     "application/json": {"schema": {"type": "object"}},
-                    **({"text/event-stream": {"schema": {"type": "string"}}} if endpoint.generates else {}),
+                    **({"text/event-stream": {"schema": {"type": "string"}}} if "stream" in table else {}),
+                    **({"text/plain": {"schema": {"type": "string"}}} if endpoint.hears else {}),
                 },
             },
             **{str(status): {"description": text} for status, text in _ERRORS.items()},

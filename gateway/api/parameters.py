@@ -7,7 +7,9 @@ refused, and so is everything by which a client could choose a destination.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Final
 
 from models.errors import InvalidRequest
@@ -41,6 +43,7 @@ def number(low: float, high: float) -> Check:
             raise wrong(param, f"must be a number between {low} and {high}")
         return value
 
+    check.__doc__ = f"A number between {low} and {high}."
     return check
 
 
@@ -52,6 +55,7 @@ def integer(low: int, high: int) -> Check:
             raise wrong(param, f"must be an integer between {low} and {high}")
         return value
 
+    check.__doc__ = f"An integer between {low} and {high}."
     return check
 
 
@@ -70,6 +74,7 @@ def string(limit: int = 512) -> Check:
             raise wrong(param, f"must be a string of at most {limit} characters")
         return value
 
+    check.__doc__ = f"Text of at most {limit} characters."
     return check
 
 
@@ -81,7 +86,13 @@ def one_of(*values: str) -> Check:
             raise wrong(param, f"must be one of {', '.join(values)}")
         return value
 
+    check.__doc__ = f"One of {', '.join(values)}."
     return check
+
+
+def told_of(check: Check) -> str:
+    """What a check says of a parameter, in a sentence: it is what the page of parameters says."""
+    return (check.__doc__ or "").partition("\n")[0]
 
 
 def dropped(check: Check) -> Check:
@@ -91,6 +102,7 @@ def dropped(check: Check) -> Check:
         check(param, value)
         return DROP
 
+    check_and_drop.__doc__ = f"{told_of(check)} Changes nothing here."
     return check_and_drop
 
 
@@ -102,6 +114,7 @@ def only(*values: Any, why: str) -> Check:
             return DROP
         raise wrong(param, f"is not supported: {why}")
 
+    check.__doc__ = f"Only {' or '.join(json.dumps(value) for value in values)}: {why}."
     return check
 
 
@@ -111,7 +124,15 @@ def refused(why: str) -> Check:
     def check(param: str, value: Any) -> Any:
         raise wrong(param, f"is not supported: {why}")
 
+    check.__doc__ = f"Refused: {why}."
     return check
+
+
+def mapping(param: str, value: Any) -> Any:
+    """An object."""
+    if not isinstance(value, dict):
+        raise wrong(param, "must be an object")
+    return value
 
 
 def stop(param: str, value: Any) -> Any:
@@ -205,8 +226,30 @@ def bounded(param: str, value: Any) -> None:
             waiting.extend(item)
 
 
-def messages(param: str, value: Any) -> Any:
-    """The conversation. Pictures and sound only as `data:`, since the backend would fetch anything else."""
+_REMOTE: Final = re.compile(r"https://([a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?)(?::443)?(?:/[!-\[\]-~]*)?", re.ASCII)
+"""An address that every parser reads alike: no user, no other port, no backslash, nothing that is not printed."""
+_LONGEST_ADDRESS: Final = 2_048
+
+
+def media_url(param: str, url: Any, media_hosts: Set[str] = frozenset()) -> str:
+    """The address of a picture or a sound: `data:`, or https at a host that the operator lets backends fetch from."""
+    if isinstance(url, str):
+        if url.startswith("data:"):
+            return url
+        if media_hosts and len(url) <= _LONGEST_ADDRESS:
+            found = _REMOTE.fullmatch(url)
+            if found is not None and found[1] in media_hosts:
+                return url
+    if media_hosts:
+        raise wrong(param, f"must be a data: URL, or an https address at {', '.join(sorted(media_hosts)[:8])}")
+    raise wrong(param, "must be a data: URL; Tollgate lets no backend fetch addresses")
+
+
+def messages(param: str, value: Any, media_hosts: Set[str] = frozenset()) -> Any:
+    """The conversation. Pictures and sound as `data:`, or from hosts that the operator names.
+
+    The backend would fetch anything else.
+    """
     if not isinstance(value, list) or not value or len(value) > MAX_MESSAGES:
         raise wrong(param, f"must be a list of 1 to {MAX_MESSAGES} messages")
     for index, message in enumerate(value):
@@ -217,7 +260,7 @@ def messages(param: str, value: Any) -> Any:
             raise wrong(f"{param}[{index}].role", f"must be one of {', '.join(ROLES)}")
         if isinstance(content, list):
             for place, part in enumerate(content):
-                _part(f"{param}[{index}].content[{place}]", part)
+                _part(f"{param}[{index}].content[{place}]", part, media_hosts)
         elif content is None:
             if role not in ("assistant", "function"):
                 raise wrong(f"{param}[{index}].content", "is required")
@@ -229,7 +272,7 @@ def messages(param: str, value: Any) -> Any:
     return value
 
 
-def _part(param: str, part: Any) -> None:
+def _part(param: str, part: Any, media_hosts: Set[str]) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     match kind:
         case "text" | "refusal":
@@ -238,8 +281,7 @@ def _part(param: str, part: Any) -> None:
         case "image_url" | "video_url" | "audio_url":
             target = part.get(kind)
             url = target.get("url") if isinstance(target, dict) else target
-            if not isinstance(url, str) or not url.startswith("data:"):
-                raise wrong(f"{param}.{kind}", "must be a data: URL; Tollgate lets no backend fetch addresses")
+            media_url(f"{param}.{kind}", url, media_hosts)
         case "input_audio":
             sound = part.get(kind)
             if not isinstance(sound, dict) or not isinstance(sound.get("data"), str):
@@ -268,6 +310,7 @@ def texts(limit: int) -> Check:
             return value
         raise wrong(param, "must be a string, a list of strings, or a list of token ids")
 
+    check.__doc__ = f"A string, or a list of at most {limit} strings or lists of token ids; or one list of token ids."
     return check
 
 
@@ -280,11 +323,17 @@ def text_count(value: Any) -> int:
     return 1 if isinstance(value, str) or isinstance(value[0], int) else len(value)
 
 
+def end_user(param: str, value: Any) -> Any:
+    """Text of at most 512 characters: the caller's own user. Kept with the receipt, not sent to the engine."""
+    string()(param, value)
+    return DROP
+
+
 _FETCHED = "it would cost money unseen"
 _MODEL: Final[Mapping[str, Check]] = {
     "model": string(256),
-    "user": dropped(string()),
-    "safety_identifier": dropped(string()),
+    "user": end_user,
+    "safety_identifier": end_user,
 }
 _SAMPLING: Final[Mapping[str, Check]] = {
     "temperature": number(0, 2),
@@ -329,6 +378,8 @@ CHAT: Final[Mapping[str, Check]] = {
     "service_tier": only("auto", "default", why="there is one tier"),
     "prompt_cache_key": dropped(string()),
     "prompt_cache_retention": dropped(string(32)),
+    "prompt_cache_options": dropped(mapping),
+    "moderation": refused("send the text to /v1/moderations"),
     "modalities": only(["text"], why="only text is generated"),
     "audio": refused("only text is generated"),
     "prediction": refused(_FETCHED),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
 
-from gateway.api import messages, parameters, responses
+from gateway.api import images, messages, moderations, parameters, reranks, responses
 from gateway.api.conversations import has_media
 from models.call import CallRequest, Endpoint
 from models.errors import InvalidRequest
@@ -25,6 +26,9 @@ _REQUIRED = {
     Endpoint.EMBEDDINGS: ("model", "input"),
     Endpoint.RESPONSES: ("model", "input"),
     Endpoint.MESSAGES: ("model", "max_tokens", "messages"),
+    Endpoint.RERANK: ("model", "query", "documents"),
+    Endpoint.MODERATIONS: ("model", "input"),
+    Endpoint.IMAGES: ("model", "prompt"),
 }
 
 
@@ -41,27 +45,51 @@ def decode(body: bytes) -> dict[str, Any]:
     return decoded
 
 
-def parse(endpoint: Endpoint, body: bytes) -> CallRequest:
-    """The call a request body asks for; raises `InvalidRequest` naming the parameter that is wrong."""
-    return read(endpoint, decode(body), len(body))
+def parse(endpoint: Endpoint, body: bytes, media_hosts: Set[str] = frozenset()) -> CallRequest:
+    """The call a request body asks for; raises `InvalidRequest` naming the parameter that is wrong.
+
+    `media_hosts` are the hosts from which backends may fetch what is in a conversation. Bodies that are forms are read
+    by `transcripts`.
+    """
+    return read(endpoint, decode(body), len(body), media_hosts=media_hosts)
 
 
-def read(endpoint: Endpoint, decoded: dict[str, Any], size: int, history: Sequence[dict[str, Any]] = ()) -> CallRequest:
+def read(
+    endpoint: Endpoint,
+    decoded: dict[str, Any],
+    size: int,
+    history: Sequence[dict[str, Any]] = (),
+    media_hosts: Set[str] = frozenset(),
+) -> CallRequest:
     """The call that a decoded body of `size` bytes asks for; `history` are the items of the response before it."""
+    if endpoint.hears:
+        raise InvalidRequest("A sound is sent in a form, not in JSON.", status=415)
     for required in _REQUIRED[endpoint]:
         if decoded.get(required) is None:
             raise InvalidRequest(f"You must provide '{required}'.", param=required)
     match endpoint:
         case Endpoint.RESPONSES:
-            return responses.read(decoded, history)
+            return responses.read(decoded, history, media_hosts)
         case Endpoint.MESSAGES:
-            return messages.read(decoded)
+            return messages.read(decoded, media_hosts)
+        case Endpoint.RERANK:
+            return reranks.read(decoded)
+        case Endpoint.MODERATIONS:
+            return moderations.read(decoded, size, media_hosts)
+        case Endpoint.IMAGES:
+            return images.read(decoded)
         case _:
-            return _read_openai(endpoint, decoded, size)
+            return _read_openai(endpoint, decoded, size, media_hosts)
 
 
-def _read_openai(endpoint: Endpoint, decoded: dict[str, Any], size: int) -> CallRequest:
-    kept = parameters.checked(decoded, _TABLES[endpoint])
+@lru_cache(maxsize=8)
+def _chat_table(media_hosts: Set[str]) -> Mapping[str, parameters.Check]:
+    return {**parameters.CHAT, "messages": partial(parameters.messages, media_hosts=media_hosts)}
+
+
+def _read_openai(endpoint: Endpoint, decoded: dict[str, Any], size: int, media_hosts: Set[str]) -> CallRequest:
+    is_chat = endpoint is Endpoint.CHAT_COMPLETIONS
+    kept = parameters.checked(decoded, _chat_table(media_hosts) if is_chat and media_hosts else _TABLES[endpoint])
     options = kept.pop("stream_options", None)
     stream = bool(kept.pop("stream", False))
     if options is not None and not stream:
@@ -69,7 +97,6 @@ def _read_openai(endpoint: Endpoint, decoded: dict[str, Any], size: int) -> Call
     if "top_logprobs" in kept and not kept.get("logprobs"):
         raise parameters.wrong("top_logprobs", "is only allowed when 'logprobs' is true")
     limits = [kept.pop(name) for name in ("max_tokens", "max_completion_tokens") if name in kept]
-    is_chat = endpoint is Endpoint.CHAT_COMPLETIONS
     subject = _REQUIRED[endpoint][1]
     return CallRequest(
         endpoint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 from gateway.api import conversations, parameters
@@ -16,6 +16,7 @@ _HOSTED: Final = "hosted tools do not run here; only tools of type function, whi
 
 
 def _input(param: str, value: Any) -> Any:
+    """Text, or a list of items: messages, function calls and their outputs, reasoning."""
     if not isinstance(value, str):
         objects_in(value, param, parameters.MAX_MESSAGES)
         if not value:
@@ -24,6 +25,7 @@ def _input(param: str, value: Any) -> Any:
 
 
 def _metadata(param: str, value: Any) -> Any:
+    """At most 16 pairs of text; told again with the response."""
     parameters.metadata(param, value)
     for name, item in value.items():
         if len(name) > 64 or not isinstance(item, str) or len(item) > 512:
@@ -32,6 +34,7 @@ def _metadata(param: str, value: Any) -> Any:
 
 
 def _text(param: str, value: Any) -> Any:
+    """The format of the answer: text, json_object, or json_schema with a schema of bounded size."""
     if not isinstance(value, dict) or not isinstance(value.get("format") or {}, dict):
         raise wrong(param, "must be an object with a format")
     form = value.get("format") or {"type": "text"}
@@ -43,6 +46,7 @@ def _text(param: str, value: Any) -> Any:
 
 
 def _tools(param: str, value: Any) -> Any:
+    """Tools of type function; hosted tools do not run here."""
     for index, tool in enumerate(objects_in(value, param, parameters.MAX_TOOLS)):
         if tool.get("type") != "function":
             raise wrong(f"{param}[{index}].type", f"is not supported: {_HOSTED}")
@@ -50,6 +54,7 @@ def _tools(param: str, value: Any) -> Any:
 
 
 def _tool_choice(param: str, value: Any) -> Any:
+    """none, auto, required, a function, or allowed_tools."""
     if isinstance(value, str):
         return one_of("none", "auto", "required")(param, value)
     if not isinstance(value, dict):
@@ -65,6 +70,7 @@ def _tool_choice(param: str, value: Any) -> Any:
 
 
 def _reasoning(param: str, value: Any) -> Any:
+    """An object; `effort` goes to the model."""
     if not isinstance(value, dict):
         raise wrong(param, "must be an object")
     effort = value.get("effort")
@@ -74,12 +80,14 @@ def _reasoning(param: str, value: Any) -> Any:
 
 
 def _include(param: str, value: Any) -> Any:
+    """`message.output_text.logprobs` and `reasoning.encrypted_content`; the second adds nothing."""
     if not isinstance(value, list) or not all(isinstance(item, str) and item in _KEPT_INCLUDES for item in value):
         raise wrong(param, f"may hold only {', '.join(sorted(_KEPT_INCLUDES))}")
     return value
 
 
 def _stream_options(param: str, value: Any) -> Any:
+    """`include_obfuscation`, which changes nothing here."""
     if not isinstance(value, dict) or value.keys() - {"include_obfuscation"}:
         raise wrong(param, "may hold only include_obfuscation")
     return parameters.DROP
@@ -111,6 +119,11 @@ RESPONSES: Final[Mapping[str, Check]] = {
     "safety_identifier": parameters.string(),
     "prompt_cache_key": dropped(parameters.string()),
     "prompt_cache_retention": dropped(parameters.string(32)),
+    "prompt_cache_options": dropped(parameters.mapping),
+    "moderation": refused("send the text to /v1/moderations"),
+    "access_programs": refused("there are none here"),
+    "background_options": refused("answers are given while the client waits"),
+    "image": refused("pictures are sent as they are"),
     "truncation": only("disabled", why="a conversation is never shortened unseen; send a shorter one"),
     "background": only(False, why="answers are given while the client waits; /v1/batches runs calls without one"),
     "service_tier": only("auto", "default", why="there is one tier"),
@@ -120,14 +133,16 @@ RESPONSES: Final[Mapping[str, Check]] = {
 }
 
 
-def read(decoded: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -> CallRequest:
+def read(
+    decoded: Mapping[str, Any], history: Sequence[dict[str, Any]] = (), media_hosts: Set[str] = frozenset()
+) -> CallRequest:
     """The call that a request asks for; `history` are the items of the response that it goes on from."""
     kept = parameters.checked(decoded, RESPONSES)
     own = kept["input"]
     items = [*history, *([{"type": "message", "role": "user", "content": own}] if isinstance(own, str) else own)]
     if len(items) > parameters.MAX_MESSAGES:
         raise wrong("input", f"may make a conversation of at most {parameters.MAX_MESSAGES} items")
-    messages = _messages(items, len(history))
+    messages = _messages(items, len(history), media_hosts)
     if not messages:
         raise wrong("input", "must hold a message")
     body: dict[str, Any] = {"messages": conversations.with_system(messages, kept.get("instructions"))}
@@ -179,13 +194,13 @@ def _echo(kept: Mapping[str, Any], decoded: Mapping[str, Any]) -> dict[str, Any]
 # Items ---------------------------------------------------------------------------------------------------------------
 
 
-def _messages(items: Sequence[dict[str, Any]], own_from: int) -> list[dict[str, Any]]:
+def _messages(items: Sequence[dict[str, Any]], own_from: int, media_hosts: Set[str]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for place, item in enumerate(items):
         param = f"input[{place - own_from}]"
         match item.get("type", "message"):
             case "message":
-                messages.append(_message(item, param))
+                messages.append(_message(item, param, media_hosts))
             case "function_call":
                 name, arguments = text_in(item.get("name"), f"{param}.name"), item.get("arguments")
                 call_id = text_in(item.get("call_id"), f"{param}.call_id")
@@ -195,7 +210,7 @@ def _messages(items: Sequence[dict[str, Any]], own_from: int) -> list[dict[str, 
                     {
                         "role": "tool",
                         "tool_call_id": text_in(item.get("call_id"), f"{param}.call_id"),
-                        "content": _content(item.get("output"), f"{param}.output"),
+                        "content": _content(item.get("output"), f"{param}.output", media_hosts),
                     }
                 )
             case "reasoning":
@@ -210,23 +225,23 @@ def _messages(items: Sequence[dict[str, Any]], own_from: int) -> list[dict[str, 
     return messages
 
 
-def _message(item: dict[str, Any], param: str) -> dict[str, Any]:
+def _message(item: dict[str, Any], param: str, media_hosts: Set[str]) -> dict[str, Any]:
     role = one_of("user", "assistant", "system", "developer")(f"{param}.role", item.get("role"))
-    content = _content(item.get("content"), f"{param}.content")
+    content = _content(item.get("content"), f"{param}.content", media_hosts)
     # No template of an open model knows a developer.
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def _content(value: Any, param: str) -> str | list[dict[str, Any]]:
+def _content(value: Any, param: str, media_hosts: Set[str]) -> str | list[dict[str, Any]]:
     if isinstance(value, str):
         return value
     parts = objects_in(value, param, parameters.MAX_MESSAGES)
     if not parts:
         raise wrong(param, "must be a string or a list of parts")
-    return content_of([_part(part, f"{param}[{place}]") for place, part in enumerate(parts)])
+    return content_of([_part(part, f"{param}[{place}]", media_hosts) for place, part in enumerate(parts)])
 
 
-def _part(part: dict[str, Any], param: str) -> dict[str, Any]:
+def _part(part: dict[str, Any], param: str, media_hosts: Set[str]) -> dict[str, Any]:
     match part.get("type"):
         case "input_text" | "output_text" | "text":
             return {"type": "text", "text": text_in(part.get("text"), f"{param}.text")}
@@ -235,7 +250,7 @@ def _part(part: dict[str, Any], param: str) -> dict[str, Any]:
         case "input_image":
             if part.get("file_id") is not None:
                 raise wrong(f"{param}.file_id", "is not supported: send the picture as a data: URL")
-            return picture(part.get("image_url"), f"{param}.image_url")
+            return picture(part.get("image_url"), f"{param}.image_url", media_hosts)
         case "input_audio":
             sound = part.get("input_audio")
             if not isinstance(sound, dict) or not isinstance(sound.get("data"), str):

@@ -8,11 +8,15 @@ from typing import Any
 
 import msgspec
 
+from gateway.backends.forms import form
 from models.call import CallRequest, Endpoint
 from models.catalog import Deployment, Model
 from models.errors import InvalidRequest
 
 _encode = msgspec.json.Encoder().encode
+
+NOT_SERVED = frozenset({Endpoint.MODERATIONS, Endpoint.IMAGES})
+"""Endpoints that no engine of language models has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,9 @@ class Dialect:
     `needs_max_tokens`: it generates without end unless told a limit.
     `refuses`: parameters that it would ignore, so that the client would get, or pay for, something else.
     `events_are_tokens`: each event with text is a token at least, so that events bound tokens from below.
+    `lacks`: endpoints that it does not serve.
+    `times_audio`: it can say when something was said. `audio_stream`: fields that make it stream what it hears, with
+    its usage; None where it cannot.
     """
 
     name: str
@@ -36,9 +43,19 @@ class Dialect:
     token_prompts: bool = True
     events_are_tokens: bool = True
     rename: Mapping[str, str] = field(default_factory=dict)
+    lacks: frozenset[Endpoint] = frozenset()
+    times_audio: bool = True
+    audio_stream: Mapping[str, Any] | None = None
 
     def check(self, request: CallRequest) -> None:
-        """Raise `InvalidRequest` for what this engine would silently ignore."""
+        """Raise `InvalidRequest` for what this engine does not do, or would silently ignore."""
+        if request.endpoint in self.lacks:
+            raise InvalidRequest("This model does not serve this endpoint.", param="model", code="unsupported_endpoint")
+        if not self.times_audio and request.body.get("response_format") == "verbose_json" and request.upload:
+            raise InvalidRequest(
+                "'response_format' may be json or text with this model: its backend does not say when words are said.",
+                param="response_format",
+            )
         for param, why in self.refuses.items():
             if param in request.body:
                 raise InvalidRequest(f"'{param}' is not supported by this model's backend: {why}.", param=param)
@@ -58,6 +75,8 @@ class Dialect:
         for name in self.rename.keys() & body.keys():
             body[self.rename[name]] = body.pop(name)
         body["model"] = deployment.backend_model
+        if request.upload is not None:
+            return form({**body, **self.audio_stream} if request.stream and self.audio_stream else body, request.upload)
         if request.endpoint.generates:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True, **self.continuous_stream_options}

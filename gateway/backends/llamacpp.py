@@ -6,7 +6,8 @@ list of prompts sends one per prompt. Summed by choice, with each prompt counted
 
 from __future__ import annotations
 
-from gateway.backends.dialect import Dialect
+from gateway.backends.dialect import NOT_SERVED, Dialect
+from models.call import Endpoint
 
 LLAMACPP = Dialect(
     name="llamacpp",
@@ -14,4 +15,6 @@ LLAMACPP = Dialect(
     continuous={"timings_per_token": True},
     refuses={"dimensions": "it is ignored", "reasoning_effort": "it is ignored"},
     rename={"repetition_penalty": "repeat_penalty"},
+    lacks=NOT_SERVED | {Endpoint.TRANSLATIONS},
+    times_audio=False,
 )

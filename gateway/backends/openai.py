@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from gateway.backends.dialect import Dialect
 
-OPENAI = Dialect(name="openai", needs_max_tokens=False, events_are_tokens=False)
+OPENAI = Dialect(name="openai", needs_max_tokens=False, events_are_tokens=False, audio_stream={"stream": True})

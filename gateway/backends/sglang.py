@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from gateway.backends.dialect import Dialect
+from gateway.backends.dialect import NOT_SERVED, Dialect
+from models.call import Endpoint
 
 SGLANG = Dialect(
     name="sglang",
     continuous_stream_options={"continuous_usage_stats": True},
     needs_max_tokens=False,
     rename={"repeat_penalty": "repetition_penalty"},
+    lacks=NOT_SERVED | {Endpoint.TRANSLATIONS},
+    audio_stream={"stream": True},
 )

@@ -6,11 +6,13 @@ leaves is an error, and none means what the context leaves, so none is sent unle
 
 from __future__ import annotations
 
-from gateway.backends.dialect import Dialect
+from gateway.backends.dialect import NOT_SERVED, Dialect
 
 VLLM = Dialect(
     name="vllm",
     continuous_stream_options={"continuous_usage_stats": True},
     needs_max_tokens=False,
     rename={"repeat_penalty": "repetition_penalty"},
+    lacks=NOT_SERVED,
+    audio_stream={"stream": True, "stream_include_usage": True},
 )

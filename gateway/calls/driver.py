@@ -59,6 +59,7 @@ _STREAM_LINES: Final = (
 )
 _OUR_FAULT: Final = "Something went wrong on our side. Report the request id if it happens again."
 _JSON_LINES: Final = b"content-type: application/json\r\n"
+_LINES: Final = dict.fromkeys(("text", "srt", "vtt"), b"content-type: text/plain; charset=utf-8\r\n")
 _log = structlog.get_logger("tollgate.calls")
 
 
@@ -352,6 +353,8 @@ class Driver:
     def _release(self, command: Release) -> None:
         if isinstance(self.call.error, InvalidRequest):
             self._place.refused()
+        elif self.call.has_500:
+            self._place.failed()
         self._place.leave()
         self._wait_for(self._released(command))
 
@@ -408,10 +411,11 @@ class Driver:
 
     def upstream_head(self, status: int, content_type: bytes) -> None:
         """The backend answers."""
-        # A 200 alone says little: engines send it before they work.
-        if status >= 500:
+        # A 200 alone says little: engines send it before they work. So does a 500, which llama.cpp also sends for a
+        # picture that it cannot see: by its body it may be the client's fault, who could open the breaker with it.
+        if status > 501:
             self._place.failed()
-        elif status >= 400:
+        elif status >= 400 and status != 500:
             self._place.refused()
         self.call.upstream_head(status, content_type)
         if status != 200:
@@ -515,7 +519,7 @@ class Driver:
         self._status = 200
         self._first_byte_seconds = time.perf_counter() - self._started
         telemetry.CALLS.first_byte(self.call.request.endpoint, self._first_byte_seconds)
-        kind = _STREAM_LINES if command.length is None else _JSON_LINES
+        kind = _STREAM_LINES if command.length is None else _LINES.get(self.call.request.audio_format, _JSON_LINES)
         limits = b"".join(b"%b: %b\r\n" % header for header in rate_limit_headers(self._buckets))
         milliseconds = int(self._first_byte_seconds * 1_000)
         lines = b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b%b" % (self._id, milliseconds, kind, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,6 +13,7 @@ import structlog
 
 from billing.admission import hold_request, permit
 from gateway import telemetry
+from gateway.api import transcripts
 from gateway.api.cors import cors_lines
 from gateway.api.errors import render
 from gateway.api.requests import decode, read
@@ -41,6 +43,7 @@ _READ_HEADERS = frozenset(
 )
 _YES = frozenset({b"1", b"true", b"yes"})
 _JSON = b"application/json"
+_FORM = b"multipart/form-data"
 _log = structlog.get_logger("tollgate.calls")
 
 
@@ -51,6 +54,8 @@ class Intake:
     parts: Parts
     running: Running
     is_draining: bool = False
+    ears: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    """Sounds that are measured at the same time."""
 
     def begin(self, exchange: Exchange) -> None:
         """The head of a request is there. All that can be looked up in memory is done at once, without a task."""
@@ -128,7 +133,8 @@ class _Arrival:
         self._check_draining()
         if len(intake.running.drivers) >= settings.max_connections or intake.running.capacity.lag.is_shedding:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
-        self.wishes = _check_headers(self.exchange.headers, settings.max_body_bytes)
+        is_form = ENDPOINTS[self.exchange.path].hears
+        self.wishes = _check_headers(self.exchange.headers, settings.max_body_bytes, _FORM if is_form else _JSON)
         self.exchange.read(lambda body: self.do(self._arrived, principal, body))
 
     def _arrived(self, principal: Principal, body: bytes | None) -> None:
@@ -151,18 +157,30 @@ class _Arrival:
 
     def _parse(self, principal: Principal, body: bytes) -> None:
         endpoint = ENDPOINTS[self.exchange.path]
+        if endpoint.hears:
+            self._wait(self._hear(principal, endpoint, body))
+            return
         decoded = decode(body)
         if endpoint is Endpoint.RESPONSES and decoded.get("previous_response_id") is not None:
             self._wait(self._recall(principal, decoded, len(body)))
         else:
-            self._go_on(principal, read(endpoint, decoded, len(body)))
+            hosts = self.intake.parts.settings.media_hosts
+            self._go_on(principal, read(endpoint, decoded, len(body), media_hosts=hosts))
+
+    async def _hear(self, principal: Principal, endpoint: Endpoint, body: bytes) -> None:
+        """A sound is measured in a thread: the frames of a large one take a second to count."""
+        kind = next((value for name, value in self.exchange.headers if name == b"content-type"), b"")
+        async with self.intake.ears:
+            request = await asyncio.to_thread(transcripts.read, endpoint, kind, body)
+        self.do(self._go_on, principal, request)
 
     async def _recall(self, principal: Principal, decoded: dict[str, Any], size: int) -> None:
         response_id = decoded["previous_response_id"]
         if not isinstance(response_id, str):
             raise InvalidRequest("'previous_response_id' must be a string.", param="previous_response_id")
         history = await self.intake.parts.memory.conversation(principal.project_id, response_id)
-        self.do(self._go_on, principal, read(Endpoint.RESPONSES, decoded, size, history))
+        hosts = self.intake.parts.settings.media_hosts
+        self.do(self._go_on, principal, read(Endpoint.RESPONSES, decoded, size, history, hosts))
 
     def _go_on(self, principal: Principal, request: CallRequest) -> None:
         if self.wishes.tells_cost:
@@ -320,8 +338,8 @@ def _check_size(headers: list[tuple[bytes, bytes]]) -> None:
         raise InvalidRequest("There are too many headers.", status=431)
 
 
-def _check_headers(headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> Wishes:
-    """Refuse by what the headers say alone: too large, compressed, or not JSON. Answers what they ask for."""
+def _check_headers(headers: list[tuple[bytes, bytes]], max_body_bytes: int, expected: bytes = _JSON) -> Wishes:
+    """Refuse by what the headers say alone: too large, compressed, or not as expected. Answers what they ask for."""
     content_type = b""
     cost, key = False, None
     for name, value in headers:
@@ -341,8 +359,8 @@ def _check_headers(headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> W
             key = value
         else:
             cost = value.strip().lower() in _YES
-    if content_type and content_type != _JSON:
-        raise InvalidRequest("Send the body as content-type application/json.", status=415)
+    if content_type != expected and (content_type or expected is not _JSON):
+        raise InvalidRequest(f"Send the body as content-type {expected.decode()}.", status=415)
     return Wishes(cost, key) if cost or key is not None else NO_WISHES
 
 

@@ -18,6 +18,7 @@ from billing.admission import tightened
 from gateway.backends import DIALECTS
 from gateway.backends.events import Chunk, read, read_any
 from gateway.backends.failures import failure, stream_failure
+from gateway.backends.wholes import answer_in, read_transcript
 from gateway.calls.answers import Answer, End, WholeResponse, answer_to
 from gateway.calls.commands import (
     CloseUpstream,
@@ -118,6 +119,7 @@ class Call:
         self._now = now
         self.commands: deque[Command] = deque()
         self._final = b""
+        self._status = 0
         self._is_head_sent = False
         self._is_kept = False
         self._refused: RefusedHold
@@ -126,6 +128,7 @@ class Call:
         self.meter = Meter(self.request, DIALECTS[self.deployment.backend.kind])
         self._splitter = EventSplitter()
         self.answer = answer_to(self.request, self.hold_request.origin, self.deployment, self.meter)
+        self._read = read_transcript if self.request.upload is not None else read
         self._status = 0
         self._is_sent = False
         self._is_event_stream = False
@@ -141,6 +144,11 @@ class Call:
 
     def _do(self, command: Command) -> None:
         self.commands.append(command)
+
+    @property
+    def has_500(self) -> bool:
+        """Whether the backend answered with that, which may be anybody's fault."""
+        return self._status == 500
 
     # Hold ------------------------------------------------------------------------------------------------------------
 
@@ -227,8 +235,8 @@ class Call:
             return
         self.phase = _ANSWERING
         self._status = status
-        is_stream = content_type.startswith(b"text/event-stream")
-        self._is_event_stream = status == 200 and is_stream and self.request.endpoint.generates
+        is_stream, endpoint = content_type.startswith(b"text/event-stream"), self.request.endpoint
+        self._is_event_stream = status == 200 and is_stream and (endpoint.generates or endpoint.hears)
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's body, split anywhere."""
@@ -264,7 +272,7 @@ class Call:
                 self._finish(Ending.FINISHED, raw)
                 return
             else:
-                chunk = read(data)
+                chunk = self._read(data)
                 if chunk is None and data == b"null":
                     # llama.cpp sends one between the choices of a prompt list; SDKs take it for a chunk and stumble.
                     continue
@@ -288,7 +296,7 @@ class Call:
         """The backend says in its stream what went wrong; SGLang tells so of the client's own faults, after a 200."""
         status = error.get("code") if isinstance(error, dict) else None
         if type(status) is int and status in _REFUSED_STATUS and not self.meter.has_output and not self._is_head_sent:
-            self._fail_before_first_byte(failure(status, data, self.deployment), False)
+            self._fail_before_first_byte(failure(status, data, self.deployment, self.request.endpoint), False)
         else:
             self._fail_in_stream(stream_failure(error, self.deployment))
 
@@ -315,7 +323,8 @@ class Call:
             return
         if self._status != 200:
             self._fail_before_first_byte(
-                failure(self._status, b"".join(self._collected), self.deployment), self._status in _RETRIED_STATUS
+                failure(self._status, b"".join(self._collected), self.deployment, self.request.endpoint),
+                self._status in _RETRIED_STATUS,
             )
         elif not self._is_event_stream:
             self._end_of_answer(b"".join(self._collected))
@@ -328,8 +337,8 @@ class Call:
                     self._fail_in_stream(BackendFailed("The model's backend broke off in the middle of the answer."))
 
     def _end_of_answer(self, body: bytes) -> None:
-        answer = read_any(body)
-        if not isinstance(answer, dict) or "error" in answer or not self.answer.whole(answer, body):
+        answer = answer_in(self.request, body)
+        if answer is None or not self.answer.whole(answer, body):
             self._fail_before_first_byte(BackendFailed("The model's backend sent an answer that is none."), False)
             return
         self.meter.see_answer(answer)
@@ -437,6 +446,7 @@ class Call:
             billed=self.model.billed_count,
             input_bound=self.hold_request.input_bound,
             output_bound=self.hold_request.output_bound,
+            is_abandoned=self.ending is Ending.CLIENT_GONE,
         )
         self.charge = charges.charge(
             self.hold,

@@ -26,13 +26,15 @@ MAX_KEPT_TEXT = 16 * 1024 * 1024
 
 @dataclass(slots=True)
 class Reading:
-    """Tokens of one usage report, already checked to be non-negative integers."""
+    """What one usage report tells, already checked to be non-negative integers."""
 
     prompt: int = 0
     completion: int = 0
     cached: int = 0
     cache_write: int = 0
     reasoning: int = 0
+    images: int = 0
+    audio_seconds: int = 0
 
 
 @value
@@ -104,11 +106,29 @@ class Meter:
             if read is not None and (text := text_of(read)):
                 self.chunks += 1
                 self._keep(read.index, text)
-        reading = self._reading(answer.get("usage"))
+        usage = answer.get("usage")
+        if not self.request.endpoint.generates:
+            self._see_others(answer, usage)
+            return
+        reading = self._reading(usage)
         if reading is not None:
             self.is_answer = True
             self.final[0] = reading
-            self.raw.append(answer["usage"])
+            self.raw.append(usage)
+
+    def _see_others(self, answer: dict[str, Any], usage: Any) -> None:
+        """An answer that is no text of a model: its images count, and it may well tell no tokens."""
+        reading = None if usage is None else self._reading(usage)
+        if reading is not None:
+            self.raw.append(usage)
+        if self.request.images_bound:
+            reading = replace(reading or Reading(), images=len(answer["data"]))
+        if isinstance(text := answer.get("text"), str):
+            self.chunks += 1
+            self._keep(0, text)
+        if reading is not None:
+            self.is_answer = True
+            self.final[0] = reading
 
     def _keep(self, index: int, text: str) -> None:
         self._kept_text += len(text)
@@ -122,7 +142,9 @@ class Meter:
         if usage is None:
             return
         reading = self._reading(usage)
-        if reading is None or (reading.prompt == 0 and reading.completion == 0 and choices):
+        if reading is None or (
+            reading.prompt == 0 and reading.completion == 0 and choices and not reading.audio_seconds
+        ):
             # Ollama sends zeros on every chunk before the last: no answer yet.
             return
         if self.dialect.sums_choices:
@@ -176,7 +198,10 @@ class Meter:
         cache_write = self._part(of_prompt, prompt, "cache_write_tokens", "created_cache_tokens")
         reasoning = self._part(of_completion, completion, "reasoning_tokens")
         reasoning = reasoning or self._part(usage, completion, "reasoning_tokens")
-        return Reading(prompt, completion, cached, cache_write, reasoning)
+        reading = Reading(prompt, completion, cached, cache_write, reasoning)
+        if "audio_seconds" in usage:
+            reading.audio_seconds = _count(usage["audio_seconds"]) or 0
+        return reading
 
     def _part(self, details: Any, whole: int, *names: str) -> int:
         if not isinstance(details, dict):
@@ -234,6 +259,7 @@ class Meter:
             cache_write=sum(reading.cache_write for reading in prompts.values()),
             completion=sum(reading.completion for reading in by_choice.values()),
             reasoning=sum(reading.reasoning for reading in by_choice.values()),
+            audio_seconds=max((reading.audio_seconds for reading in by_choice.values()), default=0),
         )
 
     @property
@@ -249,22 +275,56 @@ class Meter:
         else:
             # A chunk of a stream is at least one token.
             reading, source = Reading(self.prompt_estimate, self.chunks), UsageSource.ESTIMATE
-        return _bounded(reading, input_bound, output_bound), source
+        return self._bounded(reading, input_bound, output_bound), source
 
     def wants_own_count(self, billed: BilledCount) -> bool:
         """Whether the charge needs a count of our own."""
         return billed is not BilledCount.BACKEND or not self.knows_progress
 
-    def measure(self, own: OwnCount | None, *, billed: BilledCount, input_bound: int, output_bound: int) -> Measured:
-        """The numbers to charge: final usage, else running usage, else our count; bounded by what the hold covers."""
+    def measure(
+        self,
+        own: OwnCount | None,
+        *,
+        billed: BilledCount,
+        input_bound: int,
+        output_bound: int,
+        is_abandoned: bool = False,
+    ) -> Measured:
+        """The numbers to charge: final usage, else running usage, else our count; bounded by what the hold covers.
+
+        `is_abandoned`: the client left. A backend goes on making the images it was asked for, so they are charged.
+        """
         reading, source = self._best(own, billed)
+        request = self.request
+        if is_abandoned and request.images_bound:
+            reading = replace(reading, images=request.images_bound)
         flags = set(self.flags)
-        if reading.prompt > input_bound or reading.completion > output_bound:
+        if (
+            reading.prompt > input_bound
+            or reading.completion > output_bound
+            or reading.images > request.images_bound
+            or reading.audio_seconds > request.audio_seconds_bound
+        ):
             flags.add("above_bound")
-        usage = _bounded(reading, input_bound, output_bound)
+        usage = self._bounded(reading, input_bound, output_bound)
         reported = {"usage": self.raw} if self.raw else None
         counted = {"input": own.prompt, "output": own.completion, "exact": own.is_exact} if own else None
+        if request.audio_seconds_bound:
+            counted = {**(counted or {}), "audio_seconds": request.audio_seconds_bound}
         return Measured(usage, source, reported, counted, tuple(sorted(flags)))
+
+    def _bounded(self, reading: Reading, input_bound: int, output_bound: int) -> TokenUsage:
+        """The numbers, none above what the hold covers, the parts none above their whole."""
+        prompt, completion = min(reading.prompt, input_bound), min(reading.completion, output_bound)
+        cached = min(reading.cached, prompt)
+        cache_write, reasoning = min(reading.cache_write, prompt - cached), min(reading.reasoning, completion)
+        request = self.request
+        if not (request.images_bound or request.audio_seconds_bound):
+            return TokenUsage(prompt, completion, cached, cache_write, reasoning)
+        # The sound is spent once a backend has it, like a prompt; what its backend does not tell is what we measured.
+        seconds = min(reading.audio_seconds or request.audio_seconds_bound, request.audio_seconds_bound)
+        images = min(reading.images, request.images_bound)
+        return TokenUsage(prompt, completion, cached, cache_write, reasoning, images, seconds)
 
     def _best(self, own: OwnCount | None, billed: BilledCount) -> tuple[Reading, UsageSource]:
         if not self.knows_progress:
@@ -282,14 +342,6 @@ class Meter:
         if (prompt, completion) == (backend.prompt, backend.completion):
             return backend, source
         return replace(backend, prompt=prompt, completion=completion), UsageSource.TIKTOKEN
-
-
-def _bounded(reading: Reading, input_bound: int, output_bound: int) -> TokenUsage:
-    """The numbers, none above what the hold covers, the parts none above their whole."""
-    prompt, completion = min(reading.prompt, input_bound), min(reading.completion, output_bound)
-    cached = min(reading.cached, prompt)
-    cache_write, reasoning = min(reading.cache_write, prompt - cached), min(reading.reasoning, completion)
-    return TokenUsage(prompt, completion, cached, cache_write, reasoning)
 
 
 def _count(value: Any) -> int | None:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import httptools
 
+from gateway.backends.forms import CONTENT_TYPE as FORM
 from models.call import Endpoint
 from models.catalog import Backend, Deployment
 from models.errors import BackendFailed, BackendTimedOut, TollgateError
@@ -60,10 +61,7 @@ class Address:
         """The address in a backend's URL. Headers come from this list alone: no client's header goes upstream."""
         url = urlsplit(backend.url)
         base_path = url.path.rstrip("/").removesuffix("/v1")
-        headers = (
-            f"host: {url.netloc}\r\ncontent-type: application/json\r\n"
-            "accept: text/event-stream, application/json\r\nconnection: keep-alive\r\n"
-        )
+        headers = f"host: {url.netloc}\r\naccept: text/event-stream, application/json\r\nconnection: keep-alive\r\n"
         if backend.credential:
             headers += f"authorization: Bearer {backend.credential}\r\n"
         return cls(
@@ -71,7 +69,11 @@ class Address:
             port=url.port or (443 if url.scheme == "https" else 80),
             tls=ssl.create_default_context() if url.scheme == "https" else None,
             heads={
-                endpoint: f"POST {base_path}{endpoint} HTTP/1.1\r\n{headers}".encode("latin-1") for endpoint in Endpoint
+                endpoint: (
+                    f"POST {base_path}{endpoint} HTTP/1.1\r\n{headers}"
+                    f"content-type: {FORM if endpoint.hears else 'application/json'}\r\n"
+                ).encode("latin-1")
+                for endpoint in Endpoint
             },
         )
 

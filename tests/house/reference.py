@@ -45,6 +45,7 @@ MEANINGS: Final = {
     "unavailable": "A part of Tollgate or the model's server cannot take the call now. Nothing was charged; repeat it"
     " after `retry-after`.",
     "unknown_parameter": "There is no such parameter here; `param` names it.",
+    "unsupported_content": "The model cannot see pictures or hear sounds; send text.",
     "unsupported_endpoint": "The model does not serve this endpoint.",
     "unsupported_media_type": "The body is of a type that is not taken.",
 }
@@ -139,7 +140,7 @@ def settings_page() -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None or value == () or value == {}:
+    if value is None or value == () or value == {} or value == frozenset():
         return "none"
     return f"`{json.dumps(value) if isinstance(value, bool) else value}`"
 

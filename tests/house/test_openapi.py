@@ -10,8 +10,9 @@ def test_metered_endpoints_are_on_the_page() -> None:
     page = make_api(docs_enabled=True).openapi()
     for endpoint in Endpoint:
         operation = page["paths"][str(endpoint)]["post"]
-        example = operation["requestBody"]["content"]["application/json"]["example"]
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        ((media_type, content),) = operation["requestBody"]["content"].items()
+        assert media_type == ("multipart/form-data" if endpoint.hears else "application/json")
+        example, schema = content["example"], content["schema"]
         assert set(schema["required"]) <= set(example) <= set(schema["properties"])
         assert set(operation["security"][0]) <= set(page["components"]["securitySchemes"])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from gateway.calls.answers.answer import Answer, End
 from gateway.calls.answers.messages import MessageStream, WholeMessage
 from gateway.calls.answers.openai import OpenAIStream, WholeAnswer
+from gateway.calls.answers.others import Images, Ranking, Transcript, TranscriptStream
 from gateway.calls.answers.responses import ResponseStream, WholeResponse
 from gateway.calls.metering import Meter
 from models.call import CallOrigin, CallRequest, Endpoint
@@ -14,8 +15,19 @@ from models.catalog import Deployment
 
 _Kind = Callable[[CallRequest, CallOrigin, Deployment, Meter], Answer]
 
-_STREAMED: dict[Endpoint, _Kind] = {Endpoint.RESPONSES: ResponseStream, Endpoint.MESSAGES: MessageStream}
-_WHOLE: dict[Endpoint, _Kind] = {Endpoint.RESPONSES: WholeResponse, Endpoint.MESSAGES: WholeMessage}
+_STREAMED: dict[Endpoint, _Kind] = {
+    Endpoint.RESPONSES: ResponseStream,
+    Endpoint.MESSAGES: MessageStream,
+    Endpoint.TRANSCRIPTIONS: TranscriptStream,
+}
+_WHOLE: dict[Endpoint, _Kind] = {
+    Endpoint.RESPONSES: WholeResponse,
+    Endpoint.MESSAGES: WholeMessage,
+    Endpoint.RERANK: Ranking,
+    Endpoint.IMAGES: Images,
+    Endpoint.TRANSCRIPTIONS: Transcript,
+    Endpoint.TRANSLATIONS: Transcript,
+}
 
 
 def answer_to(request: CallRequest, origin: CallOrigin, deployment: Deployment, meter: Meter) -> Answer:

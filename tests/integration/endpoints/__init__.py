@@ -1,0 +1,1 @@
+"""The endpoints beside conversations, from the official client to the ledger."""

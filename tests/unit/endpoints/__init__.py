@@ -1,0 +1,1 @@
+"""Requests, files and answers of the endpoints beside conversations."""
