@@ -39,7 +39,7 @@ def _sold(caller: Principal, parts: Parts) -> list[Model]:
         model
         for model in sorted(catalog.models.values(), key=lambda model: model.id)
         if model.deployments
-        and (caller.models is None or model.id in caller.models)
+        and caller.may_call(model.id)
         and catalog.rates(caller.price_book, caller.currency, model.id, now) is not None
     ]
 
