@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[2]
 HERE: Final = Path(__file__).parent
 INSTALLED: Final = ROOT / ".compat"
 NODE_MODULES: Final = HERE / "node" / "node_modules"
-CASE_SECONDS: Final = 30
+CASE_SECONDS: Final = 60
 INSTALL: Final = "run `make clients`"
 # What might lead a client elsewhere than it is told: addresses, keys, proxies, telemetry.
 _LEADS_ASTRAY: Final = re.compile(r"^(OPENAI|ANTHROPIC|AI_|LANGCHAIN|LANGSMITH)|_PROXY$", re.IGNORECASE)
