@@ -32,6 +32,7 @@ from gateway.auth import KeyRing
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock
 from gateway.keys import KeyKind, mint
+from gateway.memory import Memory
 from gateway.parts import Parts
 from gateway.settings import Settings
 from models.call import CallOrigin, Charge, Hold, HoldRequest
@@ -111,7 +112,8 @@ async def opened(database_url: str, redis_url: str) -> AsyncIterator[Trade]:
     )
     engine, hot, clock = make_engine(database_url), await make_hot_store(redis_url), Clock()
     app = FastAPI()
-    app.state.parts = Parts(settings, clock, engine, hot, KeyRing(engine, PEPPER, clock, 3), CatalogCache(engine, 1))
+    keys, catalog, memory = KeyRing(engine, PEPPER, clock, 3), CatalogCache(engine, 1), Memory(engine, clock, 60)
+    app.state.parts = Parts(settings, clock, engine, hot, keys, catalog, memory)
     errors.install(app)
     for room in (control, billing):
         app.include_router(room.router)
