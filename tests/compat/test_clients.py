@@ -229,6 +229,11 @@ def test_responses_pictures(ran: Ran) -> None:
     is_seen(ran)
 
 
+@case("responses_counted", DEMO)
+def test_responses_counted(ran: Ran) -> None:
+    assert ran.told["counted"] == ran.charge["input_tokens"]
+
+
 @case("responses_broken", "breaks")
 def test_responses_broken(ran: Ran) -> None:
     is_broken(ran)

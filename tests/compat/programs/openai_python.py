@@ -330,6 +330,14 @@ def responses_pictures(at: At) -> Told:
     return {"text": answer.output_text}
 
 
+def responses_counted(at: At) -> Told:
+    """The tokens of a conversation before and after it is paid for."""
+    it = client(at).responses
+    counted = it.input_tokens.count(model=at.model, input=QUESTION)
+    it.create(model=at.model, input=QUESTION, max_output_tokens=16)
+    return {"counted": counted.input_tokens}
+
+
 def responses_broken(at: At) -> Told:
     """A response whose backend dies in the middle."""
     text = ""
