@@ -49,6 +49,11 @@ class Intake:
         arrival = _Arrival(self, exchange, uuid7(now), now)
         arrival.do(arrival.authenticate)
 
+    def begin_line(self, exchange: Exchange, principal: Principal, call_id: UUID) -> None:
+        """A line of a batch: the caller is known, and so is the call's id, which was stored before."""
+        arrival = _Arrival(self, exchange, call_id, self.parts.clock.now(), is_batch=True)
+        arrival.do(arrival._read, principal)
+
 
 @dataclass(slots=True)
 class _Arrival:
@@ -61,6 +66,7 @@ class _Arrival:
     exchange: Exchange
     call_id: UUID
     now: datetime
+    is_batch: bool = False
 
     def do(self, step: Callable[..., None], *values: Any) -> None:
         """Take a step; what it raises is the answer."""
@@ -123,9 +129,11 @@ class _Arrival:
         if model is None:
             raise _no_model(request.model)
         permit(principal, model.id)
-        rates = catalog.rates(principal.price_book, principal.currency, model.id, self.now)
+        rates_of = catalog.batch_rates if self.is_batch else catalog.rates
+        rates = rates_of(principal.price_book, principal.currency, model.id, self.now)
         if rates is None:
             raise _no_model(request.model)
+        # Here `is_batch` becomes the origin's and the charge's `batch`, once these have it.
         origin = CallOrigin(
             self.call_id,
             principal.organization_id,
