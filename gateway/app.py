@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,10 +20,11 @@ from billing.journal.journal import open_journal
 from billing.store.engine import make_engine
 from billing.tokens import Tokenizers
 from gateway import telemetry
-from gateway.api import alerts, billing, documents, errors, invoices, openai, operator, probes, webhooks
-from gateway.api.limits import BodyLimit
+from gateway.api import alerts, batches, billing, documents, errors, files, invoices, openai, operator, probes, webhooks
+from gateway.api.limits import CONTROL_BODY_LIMIT_BYTES, BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
+from gateway.batches.runner import Batches
 from gateway.calls.capacity import Capacity
 from gateway.calls.intake import ENDPOINTS, Intake
 from gateway.calls.running import Running
@@ -46,7 +48,9 @@ Every call is paid for exactly; its receipt is at `/v1/calls/{call_id}`, and the
 """
 
 
-def make_api(*, docs_enabled: bool, takes_webhooks: bool = True) -> FastAPI:
+def make_api(
+    *, docs_enabled: bool, takes_webhooks: bool = True, max_file_bytes: int = CONTROL_BODY_LIMIT_BYTES
+) -> FastAPI:
     """The control routes: everything but the metered endpoints. Unknown routes are refused, never passed on.
 
     Without a secret of a payment provider there is no route for its webhooks.
@@ -61,13 +65,13 @@ def make_api(*, docs_enabled: bool, takes_webhooks: bool = True) -> FastAPI:
         redirect_slashes=False,
     )
     # Documents before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
-    for room in (openai, documents, billing, alerts, invoices, operator, probes):
+    for room in (openai, files, batches, documents, billing, alerts, invoices, operator, probes):
         api.include_router(room.router)
     if takes_webhooks:
         api.include_router(webhooks.router)
     describe_calls(api)
     errors.install(api)
-    api.add_middleware(BodyLimit)
+    api.add_middleware(BodyLimit, larger={("POST", files.UPLOAD_PATH): max_file_bytes + files.FORM_BYTES})
     return api
 
 
@@ -77,11 +81,16 @@ class Tollgate:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         takes_webhooks = bool(settings.payment_webhook_secrets)
-        self.api = make_api(docs_enabled=settings.docs_enabled, takes_webhooks=takes_webhooks)
+        self.api = make_api(
+            docs_enabled=settings.docs_enabled,
+            takes_webhooks=takes_webhooks,
+            max_file_bytes=settings.max_file_bytes,
+        )
         self.parts: Parts
         self.running: Running
         self.readiness: probes.Readiness
         self._intake: Intake
+        self._batches: Batches
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -98,6 +107,7 @@ class Tollgate:
             paths=ENDPOINTS,
             body_seconds=settings.body_timeout_seconds,
             body_limit_bytes=settings.max_body_bytes,
+            patience={files.UPLOAD_PATH.encode(): settings.upload_timeout_seconds},
             **options,
         )
 
@@ -130,6 +140,9 @@ class Tollgate:
         self.running = Running(settings, hot, upstreams, Capacity(settings), Tokenizers(), journal)
         telemetry.BACKENDS.read = self.running.capacity.gauges
         self._intake = Intake(self.parts, self.running)
+        # Connections of its own: batches never keep a key from being looked up.
+        batch_engine = make_engine(settings.database_url.get_secret_value(), application_name="tollgate-batches")
+        self._batches = Batches(replace(self.parts, engine=batch_engine), self._intake, self.running)
         self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
         self.api.state.readiness = self.readiness
@@ -139,6 +152,7 @@ class Tollgate:
             asyncio.create_task(self.running.watch(self._stop)),
             asyncio.create_task(self.running.keep_checkpoints(self._stop)),
             asyncio.create_task(self._follow_catalog()),
+            asyncio.create_task(self._batches.run(self._stop)),
         ]
         if journal is not None:
             recovery = Recovery(journal, hot, engine, self.parts.catalog, clock.now, self.running.call_ids)
@@ -176,6 +190,7 @@ class Tollgate:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._batches.close()
         if self.running.journal is not None:
             await self.running.journal.close()
         self.running.upstreams.close()

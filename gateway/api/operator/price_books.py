@@ -99,8 +99,8 @@ async def create_price_book(body: NewPriceBook, request: Operator) -> Response:
             change.connection, body.id, body.parent, change.actor, change.now, body.batch_book
         )
         change.catalog_changed = True
-        named = {} if body.batch_book is None else {"batch_book": body.batch_book}
-        await change.audit("price_book.created", f"price_book:{body.id}", parent=body.parent, **named)
+        asked = body.model_dump(mode="json", exclude={"id"}, exclude_defaults=True)
+        await change.audit("price_book.created", f"price_book:{body.id}", **{"parent": None, **asked})
         return PriceBook.of(row)
 
     return await request.change(effect)
