@@ -44,6 +44,7 @@ FAULTS: Final = (DataError, IntegrityError, ProgrammingError)
 LOOK_SECONDS: Final = 0.5
 LINGER_SECONDS: Final = 0.02
 TIDY_SECONDS: Final = 5.0
+LONGEST_REST_SECONDS: Final = 60
 STORE_AGAIN_SECONDS: Final = 0.5
 LAST_STORES_SECONDS: Final = 5.0
 _LOOK_AT: Final = 200
@@ -81,6 +82,8 @@ class Batches:
         """Lines at work here, by call id."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._keys: dict[UUID, _Known] = {}
+        self._resting: dict[UUID, float] = {}
+        """Batches of which a line was put off a moment ago, and until when no other line of them is tried."""
         self._room_made = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -149,7 +152,12 @@ class Batches:
         if not self._free:
             return
         now = self._parts.clock.now()
-        batches = [one for one in await self._open() if one.status == "in_progress" and one.expires_at > now]
+        self._resting = {one: until for one, until in self._resting.items() if until > self._loop.time()}
+        batches = [
+            one
+            for one in await self._open()
+            if one.status == "in_progress" and one.expires_at > now and one.id not in self._resting
+        ]
         for batch, limit in _in_turn(batches, self._free):
             principal = await self._principal(batch)
             if principal is not None:
@@ -226,6 +234,9 @@ class Batches:
         charge = _charge_of(exchange)
         if isinstance(outcome, Again):
             seconds = 0 if self._intake.is_draining else outcome.seconds
+            if not outcome.has_failed:
+                # What one is refused for, the others would be as well.
+                self._resting[batch.id] = self._loop.time() + min(exchange.retry_after_seconds, LONGEST_REST_SECONDS)
             async with self._parts.engine.begin() as connection:
                 await stored.put_off(connection, claimed, seconds, has_failed=outcome.has_failed)
                 if charge is not None:

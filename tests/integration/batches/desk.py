@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from models.money import parse_amount
-from tests.stage import Stage, Tenant, eventually
+from tests.stage import Stage, Tenant, eventually, listed
 
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -79,6 +79,10 @@ class Desk:
         answer = await self.ask("GET", f"/v1/files/{file_id}/content")
         assert answer.status_code == 200, answer.text
         return parsed(answer.content)
+
+    async def listed(self) -> list[dict[str, Any]]:
+        """The charges of the tenant that are booked now."""
+        return await listed(self.stage.client, self.stage.base_url, self.tenant.admin_headers)
 
     async def results(self, batch: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The lines of the output file and of the error file."""

@@ -185,7 +185,7 @@ async def test_a_revoked_key_stops_its_batch(desk: Desk, backend: Scripted) -> N
     other = await stage.operate("POST", f"/projects/{desk.tenant.project_id}/api_keys", json={"name": "other"})
     keys = await stage.operate("GET", f"/projects/{desk.tenant.project_id}/api_keys")
     own = next(key["id"] for key in keys["data"] if key["name"] == "dev")
-    await stage.operate("POST", f"/api_keys/{own}/revoke")
+    await stage.operate("POST", f"/projects/{desk.tenant.project_id}/api_keys/{own}/revoke")
     desk.tenant.api_key = other["value"]
     # What is remembered of the key is older than the revocation for some seconds.
     await asyncio.sleep(stage.settings.key_cache_seconds)
@@ -195,6 +195,32 @@ async def test_a_revoked_key_stops_its_batch(desk: Desk, backend: Scripted) -> N
     _, bad = await desk.results(batch)
     assert {line["error"]["code"] for line in bad} == {"api_key_revoked"}
     assert len(backend.asked) == 16
+
+
+async def test_a_batch_out_of_time_keeps_what_it_has(desk: Desk, backend: Scripted) -> None:
+    go_on = asyncio.Event()
+    backend.script = _patient(go_on)
+    batch = await desk.create(jsonl(*(task(str(number)) for number in range(20))))
+
+    async def runs() -> bool:
+        return len(backend.asked) == desk.stage.settings.batch_calls
+
+    await eventually(runs)
+    async with desk.stage.app.parts.engine.begin() as connection:
+        await connection.exec_driver_sql("update batch set expires_at = now()")
+
+    async def is_ending() -> bool:
+        return bool((await desk.look(batch))["status"] == "finalizing")
+
+    await eventually(is_ending)
+    go_on.set()
+    batch = await desk.ended(batch)
+    assert batch["status"] == "expired"
+    assert batch["expired_at"] >= batch["finalizing_at"]
+    good, bad = await desk.results(batch)
+    assert (len(good), len(bad)) == (16, 4)
+    assert {(line["response"], line["error"]["code"]) for line in bad} == {(None, "batch_expired")}
+    await desk.stage.charges(desk.tenant, 16)
 
 
 async def test_one_idempotency_key_makes_one_batch(desk: Desk) -> None:
