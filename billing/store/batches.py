@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, case, delete, exists, func, insert, select, text, update
+from sqlalchemy import bindparam, delete, exists, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -117,6 +118,19 @@ async def add_lines(connection: AsyncConnection, batch_id: UUID, lines: Iterable
         await connection.execute(insert(batch_line), values)
 
 
+_OF_A_CLAIM: Final = (
+    *(batch_line.c.line, batch_line.c.state, batch_line.c.call_id, batch_line.c.model),
+    *(batch_line.c.delays, batch_line.c.failures),
+)
+
+
+async def _bodies(connection: AsyncConnection, batch_id: UUID, lines: Sequence[int]) -> dict[int, bytes]:
+    statement = select(batch_line.c.line, batch_line.c.body).where(
+        batch_line.c.batch_id == batch_id, batch_line.c.line.in_(lines)
+    )
+    return {row.line: row.body for row in await connection.execute(statement)}
+
+
 async def claim_lines(
     connection: AsyncConnection,
     batch_id: UUID,
@@ -136,7 +150,8 @@ async def claim_lines(
     status = select(batch.c.status).where(batch.c.id == batch_id).with_for_update(read=True)
     if (await connection.execute(status)).scalar_one_or_none() != "in_progress":
         return []
-    due = select(batch_line).where(
+    # Without the bodies: of most of these rows they are not needed, and each may be of megabytes.
+    due = select(*_OF_A_CLAIM).where(
         batch_line.c.batch_id == batch_id, batch_line.c.state != "done", batch_line.c.due_at <= func.now()
     )
     ordered = due.order_by(batch_line.c.due_at, batch_line.c.line).limit(look_at).with_for_update(skip_locked=True)
@@ -146,9 +161,16 @@ async def claim_lines(
         return []
     taken = [row for row in rows if row.state == "running"]
     await add_lost(connection, organization_id, [(row.call_id, batch_id, row.line) for row in taken])
+    bodies = await _bodies(connection, batch_id, [row.line for row in rows])
     claimed = [
         Claimed(
-            batch_id, row.line, uuid7(now), row.body, row.delays, row.failures + (row.state == "running"), row.model
+            batch_id,
+            row.line,
+            uuid7(now),
+            bodies[row.line],
+            row.delays,
+            row.failures + (row.state == "running"),
+            row.model,
         )
         for row in rows
     ]
@@ -259,15 +281,28 @@ async def lose_lines(connection: AsyncConnection, batch_id: UUID, organization_i
     await add_lost(connection, organization_id, [(row.call_id, batch_id, row.line) for row in rows])
 
 
-async def ended_lines(connection: AsyncConnection, batch_id: UUID, after: int, limit: int) -> list[AnyRow]:
-    """What came of lines, in the order of the input; `is_done` is false where nothing did."""
-    is_done = batch_line.c.state == "done"
+async def ended_lines(
+    connection: AsyncConnection, batch_id: UUID, after: int, limit: int, most_bytes: int
+) -> list[AnyRow]:
+    """What came of lines, in the order of the input; `is_done` is false where nothing did.
+
+    At most `limit`, and so many that their answers are `most_bytes` together, but at least one where one is left.
+    """
+    size = func.coalesce(func.octet_length(batch_line.c.answer), 0).label("size")
+    some = select(batch_line.c.line, size).where(batch_line.c.batch_id == batch_id, batch_line.c.line > after)
+    rows = (await connection.execute(some.order_by(batch_line.c.line).limit(limit))).all()
+    if not rows:
+        return []
+    sizes = list(accumulate(row.size for row in rows))
+    last = max(
+        (row.line for row, so_far in zip(rows, sizes, strict=True) if so_far <= most_bytes), default=rows[0].line
+    )
     columns = (
         *(batch_line.c.line, batch_line.c.custom_id, batch_line.c.call_id, batch_line.c.status, batch_line.c.answer),
-        case((is_done, True), else_=False).label("is_done"),
+        (batch_line.c.state == "done").label("is_done"),
     )
-    statement = select(*columns).where(batch_line.c.batch_id == batch_id, batch_line.c.line > after)
-    return list((await connection.execute(statement.order_by(batch_line.c.line).limit(limit))).all())
+    statement = select(*columns).where(batch_line.c.batch_id == batch_id, batch_line.c.line.between(after + 1, last))
+    return list((await connection.execute(statement.order_by(batch_line.c.line))).all())
 
 
 async def drop_lines(connection: AsyncConnection, batch_id: UUID) -> None:

@@ -16,8 +16,8 @@ from gateway.parts import Parts
 from models.ids import uuid7
 from models.tables import batch as batch_table
 
-_LINES_AT_ONCE = 20
-"""An answer may be of many megabytes."""
+_LINES_AT_ONCE = 200
+_BYTES_AT_ONCE = 8 * 1024 * 1024
 
 
 class _Writer:
@@ -87,7 +87,7 @@ async def finish(parts: Parts, batch: AnyRow) -> str | None:
         reason = _reason(batch)
         output, errors = _Writer(connection, batch, "output", now), _Writer(connection, batch, "error", now)
         after, undone = 0, 0
-        while rows := await ended_lines(connection, batch.id, after, _LINES_AT_ONCE):
+        while rows := await ended_lines(connection, batch.id, after, _LINES_AT_ONCE, _BYTES_AT_ONCE):
             for row in rows:
                 is_good = row.is_done and row.status is not None and 200 <= row.status < 300
                 told = (row.call_id, row.status, row.answer) if row.is_done else (None, None, reason)

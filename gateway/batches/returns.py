@@ -5,6 +5,8 @@ See docs/decisions/0020-batches.md.
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,7 +18,7 @@ from billing.store.batches import LOOK_FOR, look_again, take_lost
 from billing.store.charges import ChargeFilter, find_charge
 from billing.store.pages import AnyRow
 from gateway.parts import Parts
-from models.errors import Unavailable
+from models.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from models.ledger import GrantKind
 from models.money import Units
 
@@ -32,16 +34,15 @@ async def give_back(parts: Parts) -> bool:
         if lost is None:
             return False
         charged, currency = await _charged(connection, lost)
-        owed = Units(max(0, charged - int(lost.returned)))
-        if owed:
-            await _grant(parts, connection, lost, owed, currency, charged)
+        returned = int(lost.returned)
+        owed = Units(max(0, charged - returned))
+        is_given = bool(owed) and await _grant(parts, connection, lost, owed, currency, charged)
         # Where nothing is booked yet it may be soon; a correction of what is may come much later.
         age = int(lost.age.total_seconds())
         wait = _LATEST_SECONDS if charged else min(_LATEST_SECONDS, max(_SOONEST_SECONDS, age // 4))
-        await look_again(
-            connection, lost.call_id, None if lost.age > LOOK_FOR else wait, max(charged, int(lost.returned))
-        )
-    if owed:
+        is_over = lost.age > LOOK_FOR and (is_given or not owed)
+        await look_again(connection, lost.call_id, None if is_over else wait, charged if is_given else returned)
+    if is_given:
         try:
             async with parts.engine.connect() as connection:
                 await project_balance(connection, parts.hot, lost.organization_id)
@@ -63,9 +64,10 @@ async def _charged(connection: AsyncConnection, lost: AnyRow) -> tuple[int, str]
 
 async def _grant(
     parts: Parts, connection: AsyncConnection, lost: AnyRow, owed: Units, currency: str, charged: int
-) -> None:
+) -> bool:
     now = parts.clock.now()
-    grant_id = await grant_credit(
+    give = partial(
+        grant_credit,
         connection,
         organization_id=lost.organization_id,
         currency=currency,
@@ -79,6 +81,12 @@ async def _grant(
         idempotency_key=f"lost_attempt:{lost.call_id}:{charged}",
         now=now,
     )
+    try:
+        grant_id = await give()
+    except (InvalidRequest, Conflict, NotFound) as error:
+        # A balance at its largest, say: it is tried again later, and keeps no other from its own.
+        _log.error("lost_attempt_not_returned", call_id=lost.call_id, amount=owed, reason=error.message)
+        return False
     await write_audit(
         connection,
         now=now,
@@ -96,3 +104,4 @@ async def _grant(
         currency=currency,
         grant_id=grant_id,
     )
+    return True

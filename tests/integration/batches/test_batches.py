@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
+from billing.store.batches import Line, add_lines, add_lost, ended_lines
+from models.ids import uuid7
 from models.money import parse_amount
 from tests.integration.batches.desk import Desk, jsonl, task
 from tests.scripted import DONE, Asked, Scripted, answer, end, open_stream, said, send, usage
@@ -263,3 +267,50 @@ async def test_lines_leave_half_of_a_backend_to_interactive_calls(desk: Desk, ba
     await asyncio.gather(*(one.task for one in listeners))
     assert all(one.is_done for one in listeners)
     assert (await desk.ended(batch))["request_counts"]["completed"] == 10
+
+
+async def test_a_lost_attempt_is_given_back_once(desk: Desk) -> None:
+    """Whatever the attempt was charged, and not again."""
+    batch = await desk.ended(await desk.create(jsonl(task("a"))))
+    [charge] = await desk.stage.charges(desk.tenant, 1)
+    parts, call_id = desk.stage.app.parts, UUID(charge["call_id"])
+    other = uuid7(parts.clock.now())
+    organization_id = UUID(desk.tenant.organization_id)
+    async with parts.engine.begin() as connection:
+        lost = [(one, UUID(batch["id"].removeprefix("batch_")), 1) for one in (call_id, other)]
+        await add_lost(connection, organization_id, lost)
+
+    async def is_even() -> bool:
+        return await desk.spent() == 0
+
+    await eventually(is_even)
+    async with parts.engine.begin() as connection:
+        await connection.execute(text("update lost_attempt set look_at = now()"))
+
+    async def are_seen() -> bool:
+        async with parts.engine.connect() as connection:
+            due = await connection.execute(text("select 1 from lost_attempt where look_at <= now()"))
+            return not due.all()
+
+    await eventually(are_seen)
+    assert await desk.spent() == 0
+    grants = await desk.stage.operate("GET", f"/organizations/{organization_id}/credit_grants")
+    assert [(one["kind"], one["amount"]) for one in grants["data"] if one["kind"] == "promo"] == [
+        ("promo", charge["amount"])
+    ]
+
+
+async def test_answers_are_read_a_few_at_a_time(desk: Desk, backend: Scripted) -> None:
+    batch = await desk.ended(await desk.create(jsonl(task("a"))))
+    batch_id = UUID(batch["id"].removeprefix("batch_"))
+    async with desk.stage.app.parts.engine.connect() as connection:
+        await add_lines(connection, batch_id, [Line(number, str(number), None, b"{}") for number in range(1, 6)])
+        values = "update batch_line set state = 'done', call_id = batch_id, answer = repeat('x', 100)::bytea"
+        await connection.execute(text(f"{values} where line < 5"))
+        pages = []
+        after = 0
+        while rows := await ended_lines(connection, batch_id, after, 3, 250):
+            pages.append([(row.line, row.is_done) for row in rows])
+            after = rows[-1].line
+        assert pages == [[(1, True), (2, True)], [(3, True), (4, True), (5, False)]]
+        assert [row.line for row in await ended_lines(connection, batch_id, 0, 3, 1)] == [1]
