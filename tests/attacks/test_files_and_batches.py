@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -184,3 +185,16 @@ async def test_d17_one_key_at_once_makes_one_batch(scene: Scene) -> None:
     answer = await other.ask("POST", "/v1/batches", json=body | {"input_file_id": file_id}, headers=headers)
     assert answer.status_code == 200
     await other.ended(answer.json())
+
+
+async def test_d12_an_upload_has_more_time_than_a_call(scene: Scene) -> None:
+    """A large file on a slow line is no attack; the scene's calls have a second."""
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        await asyncio.sleep(1.5)
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}\r\n--b--\r\n'
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = await Desk(scene.stage, scene.alice).ask("POST", "/v1/files", content=slow(), headers=headers)
+    assert answer.status_code == 200, answer.text
