@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,11 +22,13 @@ from billing.tokens import Tokenizers
 from gateway import telemetry
 from gateway.api import (
     alerts,
+    batches,
     billing,
     cors,
     counting,
     documents,
     errors,
+    files,
     invoices,
     openai,
     operator,
@@ -34,10 +37,11 @@ from gateway.api import (
     responses_kept,
     webhooks,
 )
-from gateway.api.counting import Counting
-from gateway.api.limits import BodyLimit
+from gateway.api.counting import COUNTING_PATHS, Counting
+from gateway.api.limits import CONTROL_BODY_LIMIT_BYTES, BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
+from gateway.batches.runner import Batches
 from gateway.calls.capacity import Capacity
 from gateway.calls.intake import ENDPOINTS, Intake
 from gateway.calls.running import Running
@@ -62,7 +66,14 @@ Every call is paid for exactly; its receipt is at `/v1/calls/{call_id}`, and the
 """
 
 
-def make_api(*, docs_enabled: bool, takes_webhooks: bool = True, cors_origins: Sequence[str] = ()) -> FastAPI:
+def make_api(
+    *,
+    docs_enabled: bool,
+    takes_webhooks: bool = True,
+    cors_origins: Sequence[str] = (),
+    max_file_bytes: int = CONTROL_BODY_LIMIT_BYTES,
+    max_body_bytes: int = CONTROL_BODY_LIMIT_BYTES,
+) -> FastAPI:
     """The control routes: everything but the metered endpoints. Unknown routes are refused, never passed on.
 
     Without a secret of a payment provider there is no route for its webhooks.
@@ -81,6 +92,8 @@ def make_api(*, docs_enabled: bool, takes_webhooks: bool = True, cors_origins: S
         openai,
         counting,
         responses_kept,
+        files,
+        batches,
         documents,
         billing,
         alerts,
@@ -94,7 +107,10 @@ def make_api(*, docs_enabled: bool, takes_webhooks: bool = True, cors_origins: S
         api.include_router(webhooks.router)
     describe_calls(api)
     errors.install(api)
-    api.add_middleware(BodyLimit)
+    # These read their body themselves, once their caller is known.
+    larger = {("POST", path): max(max_body_bytes, CONTROL_BODY_LIMIT_BYTES) for path in COUNTING_PATHS}
+    larger[("POST", files.UPLOAD_PATH)] = max_file_bytes + files.FORM_BYTES
+    api.add_middleware(BodyLimit, larger=larger)
     if cors_origins:
         cors.install(api, cors_origins)
     return api
@@ -107,13 +123,18 @@ class Tollgate:
         self.settings = settings
         takes_webhooks = bool(settings.payment_webhook_secrets)
         self.api = make_api(
-            docs_enabled=settings.docs_enabled, takes_webhooks=takes_webhooks, cors_origins=settings.cors_origins
+            docs_enabled=settings.docs_enabled,
+            takes_webhooks=takes_webhooks,
+            cors_origins=settings.cors_origins,
+            max_file_bytes=settings.max_file_bytes,
+            max_body_bytes=settings.max_body_bytes,
         )
         self.parts: Parts
         self.running: Running
         self._counting: Counting
         self.readiness: probes.Readiness
         self._intake: Intake
+        self._batches: Batches
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -130,6 +151,7 @@ class Tollgate:
             paths=ENDPOINTS,
             body_seconds=settings.body_timeout_seconds,
             body_limit_bytes=settings.max_body_bytes,
+            patience={files.UPLOAD_PATH.encode(): settings.upload_timeout_seconds},
             **options,
         )
 
@@ -163,6 +185,9 @@ class Tollgate:
         self.running = Running(settings, hot, upstreams, Capacity(settings), Tokenizers(), journal, self.parts.memory)
         telemetry.BACKENDS.read = self.running.capacity.gauges
         self._intake = Intake(self.parts, self.running)
+        # Connections of its own: batches never keep a key from being looked up.
+        batch_engine = make_engine(settings.database_url.get_secret_value(), application_name="tollgate-batches")
+        self._batches = Batches(replace(self.parts, engine=batch_engine), self._intake, self.running)
         self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
         self.api.state.counting = self._counting = Counting(self.running.tokenizers)
@@ -173,6 +198,7 @@ class Tollgate:
             asyncio.create_task(self.running.watch(self._stop)),
             asyncio.create_task(self.running.keep_checkpoints(self._stop)),
             asyncio.create_task(self._follow_catalog()),
+            asyncio.create_task(self._batches.run(self._stop)),
         ]
         if journal is not None:
             recovery = Recovery(journal, hot, engine, self.parts.catalog, clock.now, self.running.call_ids)
@@ -210,6 +236,7 @@ class Tollgate:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._batches.close()
         if self.running.journal is not None:
             await self.running.journal.close()
         await self._counting.close()

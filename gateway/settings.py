@@ -102,6 +102,16 @@ class Settings(BaseSettings):
     journal_dir: Path | None = Field(
         None, description="Directory of the journal, on a disk that lasts; none: no journal"
     )
+    max_file_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest file that is uploaded")
+    max_organization_file_bytes: int = Field(
+        10 * 1024 * 1024 * 1024, gt=0, description="What the files of one organization may be together"
+    )
+    upload_timeout_seconds: Seconds = Field(600, description="Time in which an uploaded file must arrive")
+    batch_calls: int = Field(16, ge=0, description="Lines of batches that a process runs at a time; 0: none")
+    batch_share: float = Field(0.5, gt=0, le=1, description="Share of a backend's max_in_flight that batches may take")
+    batch_lease_seconds: int = Field(
+        60, ge=1, le=3_600, description="Silence of a gateway after which another runs its lines of batches"
+    )
     invoice_grace_hours: int = Field(
         24, ge=0, le=744, description="How long after a month's end its late calls are waited for"
     )

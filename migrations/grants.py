@@ -27,7 +27,7 @@ RIGHTS: Final = {
     "backend": _KEEP,
     "model": _KEEP,
     "deployment": _KEEP,
-    "price_book": _APPEND,
+    "price_book": "select, insert, update (batch_book)",
     "allowance": "select, insert, update (ended_at)",
     "price_version": "select, insert, update (effective)",
     "catalog_revision": "select",
@@ -65,6 +65,12 @@ RIGHTS: Final = {
     "alert": "select, insert, update (ended_at)",
     "alert_endpoint": "select, insert, update (removed_at)",
     "alert_delivery": "select, insert, update (attempts, next_at, delivered_at, last_status, last_error)",
+    # Content of customers, not of the book: they delete it, and it expires.
+    "file": f"{_KEEP}, delete",
+    "file_chunk": f"{_APPEND}, delete",
+    "batch": _KEEP,
+    "batch_line": f"{_KEEP}, delete",
+    "lost_attempt": "select, insert, update (look_at, returned)",
     "reconciliation": _APPEND,
     "audit_log": _APPEND,
     # Claims of requests are dropped when they are old.

@@ -278,6 +278,8 @@ class Catalog:
     """Price versions by (book, currency, model)."""
     parents: dict[str, str | None] = field(default_factory=dict)
     """The book that a price book inherits from, by book; a book that is not here inherits from none."""
+    batch_books: dict[str, str] = field(default_factory=dict)
+    """The book by which calls of a batch are priced, by the book of their organization; a book may name none."""
     _pinned: dict[tuple[str, str, str], tuple[datetime, datetime, Rates | None]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -301,3 +303,12 @@ class Catalog:
         rates = rates_of(found)
         self._pinned[key] = since, until, rates
         return rates
+
+    def batch_rates(self, book: str, currency: str, model: str, moment: datetime) -> Rates | None:
+        """The rates of a call in a batch: those of the book that `book` names for that, else the usual ones.
+
+        What a book inherits are prices; the book that its parent names for batches may be dearer than itself.
+        """
+        cheaper = self.batch_books.get(book)
+        rates = None if cheaper is None else self.rates(cheaper, currency, model, moment)
+        return rates or self.rates(book, currency, model, moment)

@@ -13,7 +13,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_one, fetch_optional, fetch_page
-from billing.store.price_books import book_parents
+from billing.store.price_books import batch_books, book_parents
 from billing.store.prices import price_version_of
 from models.catalog import Backend, BackendKind, Catalog, Deployment, Model, PriceVersion
 from models.ids import uuid7
@@ -57,6 +57,7 @@ async def load_catalog(connection: AsyncConnection) -> Catalog:
         models=models,
         prices={key: tuple(versions) for key, versions in prices.items()},
         parents=await book_parents(connection),
+        batch_books=await batch_books(connection),
     )
 
 

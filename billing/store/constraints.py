@@ -20,6 +20,14 @@ _CONFLICTS: Final = {
 }
 _INVALID: Final = {
     "price_version_model_id_fk": ("There is no such model. Create it before its prices.", "model"),
+    "price_book_batch_book_fk": (
+        "There is no such price book. Create it before it is named for batches.",
+        "batch_book",
+    ),
+    "price_book_batch_book_check": (
+        "A price book cannot name itself for batches. Name another, or none.",
+        "batch_book",
+    ),
     "price_book_parent_fk": ("There is no such price book. Create the parent before its children.", "parent"),
     "allowance_book_fk": ("There is no such price book. Create it, or publish a price in it, first.", "book"),
     "revenue_share_model_fk": ("There is no such model. Create it before its shares.", "model"),

@@ -94,6 +94,12 @@ async def find_api_key(connection: AsyncConnection, digest: bytes, now: datetime
     return known.principal if known else None
 
 
+async def find_api_key_by_id(connection: AsyncConnection, key_id: UUID, now: datetime) -> Principal | None:
+    """The caller behind a key whose secret nobody shows now, or None where it is not alive."""
+    digest = (await connection.execute(select(api_key.c.digest).where(api_key.c.id == key_id))).scalar_one_or_none()
+    return None if digest is None else await find_api_key(connection, digest, now)
+
+
 async def find_admin_keys(
     connection: AsyncConnection, digests: Collection[bytes], now: datetime
 ) -> dict[bytes, KnownKey[AdminPrincipal]]:

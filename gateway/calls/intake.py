@@ -26,7 +26,7 @@ from gateway.calls.running import Running
 from gateway.exchange import Copy, Exchange
 from gateway.memory import claim_of
 from gateway.parts import Parts
-from gateway.peers import check_scope
+from gateway.peers import check_endpoint, check_scope
 from models.account import Principal
 from models.call import CallAnswer, CallClaim, CallOrigin, CallRequest, Endpoint
 from models.catalog import Deployment, Model
@@ -65,6 +65,11 @@ class Intake:
             exchange.extra_lines = cors_lines(exchange.headers, self.parts.settings.cors_origins)
         arrival.do(arrival.authenticate)
 
+    def begin_line(self, exchange: Exchange, principal: Principal, call_id: UUID) -> None:
+        """A line of a batch: the caller is known, and so is the call's id, which was stored before."""
+        arrival = _Arrival(self, exchange, call_id, self.parts.clock.now(), is_batch=True)
+        arrival.do(arrival._read, principal)
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -98,6 +103,7 @@ class _Arrival:
     now: datetime
     wishes: Wishes = field(default_factory=lambda: NO_WISHES)
     kept: Kept | None = None
+    is_batch: bool = False
 
     def do(self, step: Callable[..., None], *values: Any) -> None:
         """Take a step; what it raises is the answer."""
@@ -129,7 +135,11 @@ class _Arrival:
         intake, settings = self.intake, self.intake.parts.settings
         if principal.scope is not None:
             exchange = self.exchange
-            check_scope(principal.scope, exchange.path, exchange.peer, exchange.headers, settings.trusted_proxies)
+            if self.is_batch:
+                # Who made the batch was asked where from; its lines come from nowhere.
+                check_endpoint(principal.scope, exchange.path)
+            else:
+                check_scope(principal.scope, exchange.path, exchange.peer, exchange.headers, settings.trusted_proxies)
         self._check_draining()
         if len(intake.running.drivers) >= settings.max_connections or intake.running.capacity.lag.is_shedding:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
@@ -219,7 +229,8 @@ class _Arrival:
         if model is None:
             raise _no_model(request.model)
         permit(principal, model.id)
-        rates = catalog.rates(principal.price_book, principal.currency, model.id, self.now)
+        rates_of = catalog.batch_rates if self.is_batch else catalog.rates
+        rates = rates_of(principal.price_book, principal.currency, model.id, self.now)
         if rates is None:
             raise _no_model(request.model)
         origin = CallOrigin(
@@ -234,6 +245,7 @@ class _Arrival:
             request.stream,
             self.now,
             request.end_user,
+            self.is_batch,
         )
         hold = hold_request(request, origin, principal, model, rates)
         epoch = parts.catalog.epochs.get(principal.shard)
