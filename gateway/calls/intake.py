@@ -15,15 +15,14 @@ from gateway import telemetry
 from gateway.api.errors import render
 from gateway.api.requests import parse
 from gateway.auth import credential
-from gateway.backends import DIALECTS
 from gateway.calls.capacity import Place
+from gateway.calls.choice import choose
 from gateway.calls.driver import Driver
 from gateway.calls.running import Running
 from gateway.exchange import Exchange
 from gateway.parts import Parts
 from models.account import Principal
 from models.call import CallOrigin, CallRequest, Endpoint
-from models.catalog import Deployment, Model
 from models.errors import InvalidRequest, ModelNotFound, TollgateError, Unavailable
 from models.ids import uuid7
 
@@ -139,24 +138,26 @@ class _Arrival:
             self.now,
             request.end_user,
         )
-        hold = hold_request(request, origin, principal, model, rates)
+        choice = choose(catalog, model, rates, principal, request, self.now)
+        hold = choice.hold(hold_request(request, origin, principal, choice.model, rates))
         epoch = parts.catalog.epochs.get(principal.shard)
         if epoch is None:
             raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
         # The last bytes of a UUIDv7 are random.
         chance = self.call_id.int % 10_000 / 10_000
         tokens = hold.input_bound + hold.output_bound
-        place = Place(running.capacity, able(model, request), principal.organization_id, tokens, jitter=chance)
+        place = Place(running.capacity, choice, principal.organization_id, tokens, jitter=chance)
         Driver(
             running,
             request,
             hold,
-            model,
+            choice.model,
             place,
             self.exchange,
             epoch=epoch,
             now=parts.clock.now,
             is_audited=chance < parts.settings.audit_share,
+            legs=choice.legs,
         ).begin()
 
     def _check_draining(self) -> None:
@@ -176,22 +177,6 @@ class _Arrival:
         # After 413 the server goes on reading and throws away: closing at once would reset the connection before a
         # client that is still sending has read why.
         exchange.answer(*render(error, request_id=str(self.call_id)))
-
-
-def able(model: Model, request: CallRequest) -> tuple[Deployment, ...]:
-    """The deployments of a model whose engine can serve the request; raises why not where none can."""
-    refusal: InvalidRequest | None = None
-    found = []
-    for each in model.deployments:
-        try:
-            DIALECTS[each.backend.kind].check(request)
-        except InvalidRequest as error:
-            refusal = error
-        else:
-            found.append(each)
-    if not found:
-        raise refusal or Unavailable("All backends of this model are disabled. Nothing was charged; try again.")
-    return tuple(found)
 
 
 def _no_model(name: str) -> ModelNotFound:

@@ -59,7 +59,7 @@ class Address:
     def of(cls, backend: Backend) -> Address:
         """The address in a backend's URL. Headers come from this list alone: no client's header goes upstream."""
         url = urlsplit(backend.url)
-        base_path = url.path.rstrip("/").removesuffix("/v1")
+        base_path = backend.path_prefix or url.path.rstrip("/").removesuffix("/v1") + "/v1"
         headers = (
             f"host: {url.netloc}\r\ncontent-type: application/json\r\n"
             "accept: text/event-stream, application/json\r\nconnection: keep-alive\r\n"
@@ -71,7 +71,8 @@ class Address:
             port=url.port or (443 if url.scheme == "https" else 80),
             tls=ssl.create_default_context() if url.scheme == "https" else None,
             heads={
-                endpoint: f"POST {base_path}{endpoint} HTTP/1.1\r\n{headers}".encode("latin-1") for endpoint in Endpoint
+                endpoint: f"POST {base_path}{endpoint.removeprefix('/v1')} HTTP/1.1\r\n{headers}".encode("latin-1")
+                for endpoint in Endpoint
             },
         )
 
