@@ -26,9 +26,11 @@ from gateway.auth import KeyRing
 from gateway.calls.capacity import Capacity
 from gateway.calls.intake import ENDPOINTS, Intake
 from gateway.calls.running import Running
+from gateway.calls.standing import Standing
 from gateway.calls.upstream import Upstreams
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock
+from gateway.health import HealthChecks
 from gateway.parts import Parts
 from gateway.recovery import Recovery
 from gateway.server import InternalServer, PublicProtocol, PublicServer, config_of
@@ -118,6 +120,7 @@ class Tollgate:
             instance=str(instance),
         )
         pepper = settings.key_pepper.get_secret_value().encode()
+        health = HealthChecks(clock.now)
         self.parts = Parts(
             settings=settings,
             clock=clock,
@@ -125,10 +128,14 @@ class Tollgate:
             hot=hot,
             keys=KeyRing(engine, pepper, clock, settings.key_cache_seconds),
             catalog=CatalogCache(engine, settings.catalog_refresh_seconds),
+            health=health,
         )
         upstreams = Upstreams(settings.connect_timeout_seconds)
-        self.running = Running(settings, hot, upstreams, Capacity(settings), Tokenizers(), journal)
-        telemetry.BACKENDS.read = self.running.capacity.gauges
+        capacity = Capacity(settings, health)
+        self.running = Running(settings, hot, upstreams, capacity, Tokenizers(), journal)
+        catalog, check_seconds = self.parts.catalog, settings.health_check_seconds
+        standing = Standing(capacity, lambda: catalog.current, health, check_seconds, clock.now)
+        telemetry.BACKENDS.read = capacity.gauges
         self._intake = Intake(self.parts, self.running)
         self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
@@ -139,6 +146,7 @@ class Tollgate:
             asyncio.create_task(self.running.watch(self._stop)),
             asyncio.create_task(self.running.keep_checkpoints(self._stop)),
             asyncio.create_task(self._follow_catalog()),
+            asyncio.create_task(standing.run(self._stop)),
         ]
         if journal is not None:
             recovery = Recovery(journal, hot, engine, self.parts.catalog, clock.now, self.running.call_ids)
@@ -180,6 +188,8 @@ class Tollgate:
             await self.running.journal.close()
         self.running.upstreams.close()
         self.running.tokenizers.close()
+        if self.parts.health is not None:
+            await self.parts.health.close()
         await self.parts.hot.close()
         await self.parts.engine.dispose()
 

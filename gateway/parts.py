@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.auth import KeyRing
     from gateway.catalog import CatalogCache
     from gateway.clock import Clock
+    from gateway.health import HealthChecks
     from gateway.settings import Settings
 
 
@@ -27,6 +28,8 @@ class Parts:
     hot: HotStore
     keys: KeyRing
     catalog: CatalogCache
+    health: HealthChecks | None = None
+    """Where this process asks backends how they are: not in a test of single routes."""
 
 
 def parts_of(connection: HTTPConnection) -> Parts:

@@ -190,6 +190,22 @@ async def deploy(connection: AsyncConnection, model_id: str, plans: Sequence[Dep
             await connection.execute(insert(deployment).values(id=uuid7(now), **values))
 
 
+async def add_deployment(connection: AsyncConnection, model_id: str, plan: DeploymentPlan, now: datetime) -> bool:
+    """Add a deployment to those of a model; False where there is one of this model under this name already."""
+    same = select(deployment).where(
+        deployment.c.model_id == model_id,
+        deployment.c.backend_id == plan.backend_id,
+        deployment.c.backend_model == plan.backend_model,
+    )
+    known = await fetch_optional(connection, same)
+    if known is None:
+        values = asdict(plan) | {"model_id": model_id, "created_at": now}
+        await connection.execute(insert(deployment).values(id=uuid7(now), **values))
+    elif known.disabled_at is not None:
+        await connection.execute(update(deployment).where(deployment.c.id == known.id).values(disabled_at=None))
+    return known is None or known.disabled_at is not None
+
+
 async def list_models(connection: AsyncConnection, page: Page) -> tuple[list[AnyRow], bool]:
     """A page of models by id, without aliases."""
     own = select(model).where(model.c.id.not_in(select(alias.c.model_id)))

@@ -13,6 +13,7 @@ from uuid import UUID
 from gateway import telemetry
 from gateway.breaker import Breakers, Passage
 from gateway.calls.choice import MAX_ATTEMPTS, Choice
+from gateway.health import HealthChecks
 from gateway.lag import LoopLag
 from gateway.retries import RetryBudget
 from gateway.routing import pause_seconds, route
@@ -27,7 +28,7 @@ _SOONEST_RETRY_MS: Final = 1_000
 class Capacity:
     """Shared by all calls of a process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, health: HealthChecks | None = None) -> None:
         self.room = WaitingRoom(
             Bounds(
                 max_running=settings.max_running_calls,
@@ -41,6 +42,7 @@ class Capacity:
         self.budget = RetryBudget(settings.retry_share)
         self.lag = LoopLag()
         self._loop = asyncio.get_running_loop()
+        self._health = health
         self._catalog: Catalog | None = None
         self._out: Mapping[UUID, float] = {}
         self._waiting: dict[Ticket, Place] = {}
@@ -105,7 +107,12 @@ class Capacity:
                 breakers.append(telemetry.BreakerGauge(model.id, str(state)))
         return [
             telemetry.BackendGauge(
-                backend.name, room.in_flight(each), room.tokens(each), room.waiting(each), tuple(breakers)
+                backend.name,
+                room.in_flight(each),
+                room.tokens(each),
+                room.waiting(each),
+                tuple(breakers),
+                is_healthy=self._health is None or self._health.of(each).is_healthy,
             )
             for each, (backend, breakers) in by_backend.items()
         ]
