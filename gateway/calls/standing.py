@@ -78,6 +78,7 @@ class Standing:
             backends = {each.backend.id: each.backend for each in deployments_of(self._catalog())}
             try:
                 await self._health.check(backends.values())
+                self.look()
             except Exception:
                 # What was known before stays.
                 _log.exception("health_checks_failed")
