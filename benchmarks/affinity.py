@@ -32,9 +32,17 @@ SYSTEM_WORDS: Final = 150
 WORDS_A_TURN: Final = 40
 TOKENS_A_TURN: Final = 48
 TURNS: Final = 6
-THINKING_SECONDS: Final = 0.4
 SLOTS: Final = 4
 _WORDS: Final = ("river", "stone", "engine", "market", "lantern", "garden", "signal", "harbour", "mirror", "winter")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many conversations a repetition has, how many at a time, and how long somebody thinks before a turn."""
+
+    conversations: int
+    at_a_time: int
+    thinking_seconds: float
 
 
 @dataclass(slots=True)
@@ -59,14 +67,16 @@ class Tally:
         self.stayed += sum(before == after for before, after in itertools.pairwise(order))
 
 
-async def converse(client: httpx.AsyncClient, base_url: str, system: str, seed: int, tally: Tally) -> list[str]:
+async def converse(
+    client: httpx.AsyncClient, base_url: str, system: str, seed: int, thinking_seconds: float, tally: Tally
+) -> list[str]:
     """One conversation from its first to its last turn; the ids of its calls."""
     calls = []
     chance = random.Random(seed)  # noqa: S311 - words, not secrets
     messages: list[dict[str, str]] = [{"role": "system", "content": system}]
     for _ in range(TURNS):
         # Somebody reads and writes: a turn that came at once would find the server that it just left the least loaded.
-        await asyncio.sleep(chance.uniform(0, 2 * THINKING_SECONDS))
+        await asyncio.sleep(chance.uniform(0, 2 * thinking_seconds))
         messages.append({"role": "user", "content": _text(chance, WORDS_A_TURN)})
         said, call_id = await ask(client, base_url, messages, tally)
         messages.append({"role": "assistant", "content": said})
@@ -109,17 +119,17 @@ async def ask(
     return text, answer.headers["x-request-id"]
 
 
-async def load(base_url: str, key: str, conversations: int, at_a_time: int, seed: int) -> Tally:
+async def load(base_url: str, key: str, size: Size, seed: int) -> Tally:
     """Conversations, some at a time, with texts that nobody has seen before."""
-    tally, gate = Tally(), asyncio.Semaphore(at_a_time)
+    tally, gate = Tally(), asyncio.Semaphore(size.at_a_time)
     system = _text(random.Random(seed), SYSTEM_WORDS)  # noqa: S311
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {key}"}, timeout=120, trust_env=False) as client:
 
         async def one(number: int) -> list[str]:
             async with gate:
-                return await converse(client, base_url, system, 1_000 * seed + number, tally)
+                return await converse(client, base_url, system, 1_000 * seed + number, size.thinking_seconds, tally)
 
-        for calls in await asyncio.gather(*map(one, range(conversations))):
+        for calls in await asyncio.gather(*map(one, range(size.conversations))):
             tally.saw([await _server(client, base_url, call_id) for call_id in calls])
     return tally
 
@@ -128,7 +138,7 @@ def _text(chance: random.Random, words: int) -> str:
     return " ".join(f"{chance.choice(_WORDS)}{chance.randrange(1_000)}" for _ in range(words))
 
 
-def measure(repetitions: int, conversations: int, at_a_time: int) -> dict[str, list[Tally]]:
+def measure(repetitions: int, size: Size) -> dict[str, list[Tally]]:
     """The tallies of both gateways, repetition by repetition, in alternating order."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-bench-")))
@@ -151,7 +161,7 @@ def measure(repetitions: int, conversations: int, at_a_time: int) -> dict[str, l
             for place, name in enumerate(sorted(gateways, reverse=bool(repetition % 2))):
                 url = f"http://127.0.0.1:{gateways[name][0]}"
                 seed = 10 * repetition + place + 1
-                found[name].append(asyncio.run(load(url, tollgate.key, conversations, at_a_time, seed)))
+                found[name].append(asyncio.run(load(url, tollgate.key, size, seed)))
         return found
 
 
@@ -175,8 +185,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="of each gateway (default: %(default)s)")
     parser.add_argument("--conversations", type=int, default=36, help="of each repetition (default: %(default)s)")
     parser.add_argument("--at-a-time", type=int, default=8, help="conversations (default: %(default)s)")
+    parser.add_argument("--thinking", type=float, default=0.4, help="seconds before a turn (default: %(default)s)")
     options = parser.parse_args()
-    found = measure(options.repetitions, options.conversations, options.at_a_time)
+    found = measure(options.repetitions, Size(options.conversations, options.at_a_time, options.thinking))
     table = Table("gateway", "calls", "prompt tokens", "from a cache", "share (min-max)", "stayed", "first byte p50 ms")
     for name, tallies in found.items():
         shares = [100 * each.share for each in tallies]

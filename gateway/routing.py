@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gateway.breaker import Breakers
     from gateway.waiting import WaitingRoom
 
-MUCH_MORE: Final = 2
+MUCH_MORE: Final = 3
 """How many times the work of the least loaded deployment the one that has a conversation in its cache may have."""
 
 PREFIX_CHARACTERS: Final = 512
@@ -65,11 +65,15 @@ def _put_favourite_first(ranked: list[_Ranked], prefix: int) -> None:
     is_full, priority, is_settled, least, *_ = ranked[0]
     if is_full or not is_settled:
         return
-    equals = [each for each in ranked if each[:3] == (False, priority, True)]
-    favourite = min(equals, key=lambda each: _race(prefix, each[4].int, each[5].weight))
-    if favourite[3] <= MUCH_MORE * least:
-        ranked.remove(favourite)
-        ranked.insert(0, favourite)
+    soonest, favourite = math.inf, 0
+    for place, (full, rank, settled, _, id, each) in enumerate(ranked):
+        if full or rank != priority or not settled:
+            break
+        arrival = _race(prefix, id.int, each.weight)
+        if arrival < soonest:
+            soonest, favourite = arrival, place
+    if favourite and ranked[favourite][3] <= MUCH_MORE * least:
+        ranked.insert(0, ranked.pop(favourite))
 
 
 def pause_seconds(deployments: Sequence[Deployment], breakers: Breakers, now: float) -> float:

@@ -6,7 +6,7 @@ A model that is no alias, has no fallback and one deployment costs a look at eac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -18,6 +18,7 @@ from models.account import Principal
 from models.call import CallRequest, Endpoint, HoldRequest
 from models.catalog import Catalog, Deployment, Model, PricedAs, Rates
 from models.errors import InvalidRequest, NotPermitted, Unavailable
+from models.values import value
 
 MAX_ATTEMPTS: Final = 3
 """How often a call is sent before it is given up, each time to another deployment."""
@@ -28,7 +29,7 @@ FALLBACK_FLAG: Final = "fallback"
 _DISABLED: Final = "All backends of this model are disabled. Nothing was charged; try again."
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Leg:
     """How a call goes on with one of two models: that model, and under which name and at which rates it is charged."""
 
@@ -48,7 +49,7 @@ class Leg:
         return ceiling(hold.input_bound, hold.output_bound, self.rates) <= hold.amount
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserve:
     """The deployments of the fallback; without `when_full` they stay out of it while another one can be waited for."""
 
@@ -56,7 +57,7 @@ class Reserve:
     when_full: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Choice:
     """Where a call may go. `legs` has both models by their ids where there is a fallback; `prefix` is for affinity."""
 
