@@ -201,7 +201,8 @@ def main() -> None:
             f"{100 * sum(each.stayed for each in tallies) / sum(each.followed for each in tallies):.0f} %",
             f"{statistics.median(first):.1f}",
         )
-    Console().print(table)
+    # Wide enough for all columns, also in a file.
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
