@@ -45,9 +45,11 @@ from gateway.batches.runner import Batches
 from gateway.calls.capacity import Capacity
 from gateway.calls.intake import ENDPOINTS, Intake
 from gateway.calls.running import Running
+from gateway.calls.standing import Standing
 from gateway.calls.upstream import Upstreams
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock
+from gateway.health import HealthChecks
 from gateway.memory import Memory
 from gateway.parts import Parts
 from gateway.recovery import Recovery
@@ -172,6 +174,7 @@ class Tollgate:
             instance=str(instance),
         )
         pepper = settings.key_pepper.get_secret_value().encode()
+        health = HealthChecks(clock.now)
         self.parts = Parts(
             settings=settings,
             clock=clock,
@@ -180,10 +183,14 @@ class Tollgate:
             keys=KeyRing(engine, pepper, clock, settings.key_cache_seconds),
             catalog=CatalogCache(engine, settings.catalog_refresh_seconds),
             memory=Memory(engine, clock, settings.total_timeout_seconds),
+            health=health,
         )
         upstreams = Upstreams(settings.connect_timeout_seconds)
-        self.running = Running(settings, hot, upstreams, Capacity(settings), Tokenizers(), journal, self.parts.memory)
-        telemetry.BACKENDS.read = self.running.capacity.gauges
+        capacity = Capacity(settings, health)
+        self.running = Running(settings, hot, upstreams, capacity, Tokenizers(), journal, self.parts.memory)
+        catalog, check_seconds = self.parts.catalog, settings.health_check_seconds
+        standing = Standing(capacity, lambda: catalog.current, health, check_seconds, clock.now)
+        telemetry.BACKENDS.read = capacity.gauges
         self._intake = Intake(self.parts, self.running)
         # Connections of its own: batches never keep a key from being looked up.
         batch_engine = make_engine(settings.database_url.get_secret_value(), application_name="tollgate-batches")
@@ -199,6 +206,7 @@ class Tollgate:
             asyncio.create_task(self.running.keep_checkpoints(self._stop)),
             asyncio.create_task(self._follow_catalog()),
             asyncio.create_task(self._batches.run(self._stop)),
+            asyncio.create_task(standing.run(self._stop)),
         ]
         if journal is not None:
             recovery = Recovery(journal, hot, engine, self.parts.catalog, clock.now, self.running.call_ids)
@@ -242,6 +250,8 @@ class Tollgate:
         await self._counting.close()
         self.running.upstreams.close()
         self.running.tokenizers.close()
+        if self.parts.health is not None:
+            await self.parts.health.close()
         await self.parts.hot.close()
         await self.parts.engine.dispose()
 

@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = Field(300, description="Time that open streams have to end after SIGTERM")
     key_cache_seconds: Seconds = Field(3, le=5, description="Time for which a key is not looked up again")
     catalog_refresh_seconds: Seconds = Field(1, description="Time between looks for a changed catalog")
+    health_check_seconds: float = Field(
+        5, ge=0, le=3_600, description="Time between two health checks of each backend; 0: no checks"
+    )
     audit_share: float = Field(0.01, ge=0, le=1, description="Share of calls whose output we count ourselves, too")
     journal_dir: Path | None = Field(
         None, description="Directory of the journal, on a disk that lasts; none: no journal"

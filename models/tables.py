@@ -311,6 +311,8 @@ backend = Table(
     Column("url", Text, nullable=False),
     Column("credential", Text),
     Column("max_in_flight", Integer),
+    Column("region", Text),
+    Column("path_prefix", Text),
     _created_at(),
     Column("disabled_at", MOMENT),
     _one_of("kind", "vllm", "sglang", "llamacpp", "ollama", "tgi", "openai"),
@@ -323,10 +325,28 @@ model = Table(
     Column("context_length", Integer, nullable=False),
     Column("tokenizer", Text),
     Column("billed_count", Text, nullable=False, server_default="backend"),
+    Column("capabilities", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    # The model that serves where no deployment of this one can, at whose price, and whether also where all are full.
+    Column("fallback_id", Text, ForeignKey("model.id")),
+    Column("fallback_priced_as", Text, nullable=False, server_default="requested"),
+    Column("fallback_when_full", Boolean, nullable=False, server_default=text("false")),
     _created_at(),
     Column("disabled_at", MOMENT),
     _one_of("billed_count", "backend", "tiktoken", "lower"),
+    _one_of("fallback_priced_as", "requested", "fallback"),
     CheckConstraint("context_length > 0", name="context_length"),
+    CheckConstraint("fallback_id <> id", name="fallback"),
+)
+
+alias = Table(
+    "alias",
+    metadata,
+    # An alias is a model, with prices, that has targets instead of deployments: a list of {"model", "weight"}.
+    Column("model_id", Text, ForeignKey("model.id"), primary_key=True),
+    Column("targets", JSONB, nullable=False),
+    # Those before the last change, to go back to in one step.
+    Column("previous", JSONB),
+    Column("moved_at", MOMENT, nullable=False),
 )
 
 deployment = Table(
@@ -337,9 +357,37 @@ deployment = Table(
     Column("backend_id", Uuid, ForeignKey("backend.id"), nullable=False),
     Column("backend_model", Text, nullable=False),
     Column("weight", Integer, nullable=False, server_default="1"),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    Column("pool", Text),
     _created_at(),
     Column("disabled_at", MOMENT),
     CheckConstraint("weight > 0", name="weight"),
+)
+
+maintenance = Table(
+    "maintenance",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("backend_id", Uuid, ForeignKey("backend.id"), nullable=False),
+    # None: all models on the backend.
+    Column("model_id", Text, ForeignKey("model.id")),
+    Column("starts_at", MOMENT, nullable=False),
+    Column("ends_at", MOMENT, nullable=False),
+    Column("note", Text),
+    _created_at(),
+    Column("cancelled_at", MOMENT),
+    CheckConstraint("starts_at < ends_at", name="order"),
+    Index("maintenance_backend_id_idx", "backend_id"),
+)
+
+organization_routing = Table(
+    "organization_routing",
+    metadata,
+    Column("organization_id", Uuid, ForeignKey("organization.id"), primary_key=True),
+    # None: anywhere.
+    Column("regions", ARRAY(Text)),
+    Column("pool", Text),
+    Column("uses_shared", Boolean, nullable=False, server_default=text("true")),
 )
 
 price_book = Table(

@@ -33,6 +33,8 @@ _INVALID: Final = {
     "revenue_share_model_fk": ("There is no such model. Create it before its shares.", "model"),
     "model_cost_model_fk": ("There is no such model. Create it before its costs.", "model"),
     "machine_use_model_fk": ("There is no such model. Create it before what it ran on.", "model"),
+    "model_fallback_id_fk": ("There is no such model to fall back to. Create it first.", "fallback"),
+    "model_fallback_check": ("A model cannot stand in for itself.", "fallback"),
     "deployment_backend_id_fk": ("There is no such backend. Create it before its models.", "deployments"),
     "organization_prepaid_without_credit_check": (
         "A prepaid organization has no credit limit. Make it postpaid or hybrid, or leave the limit out.",

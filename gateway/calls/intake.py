@@ -18,8 +18,8 @@ from gateway.api.cors import cors_lines
 from gateway.api.errors import render
 from gateway.api.requests import decode, read
 from gateway.auth import credential
-from gateway.backends import DIALECTS
 from gateway.calls.capacity import Place
+from gateway.calls.choice import choose
 from gateway.calls.driver import Driver
 from gateway.calls.machine import Call
 from gateway.calls.running import Running
@@ -29,7 +29,6 @@ from gateway.parts import Parts
 from gateway.peers import check_endpoint, check_scope
 from models.account import Principal
 from models.call import CallAnswer, CallClaim, CallOrigin, CallRequest, Endpoint
-from models.catalog import Deployment, Model
 from models.errors import InvalidRequest, ModelNotFound, TollgateError, Unavailable
 from models.ids import uuid7
 
@@ -247,25 +246,27 @@ class _Arrival:
             request.end_user,
             self.is_batch,
         )
-        hold = hold_request(request, origin, principal, model, rates)
+        choice = choose(catalog, model, rates, principal, request, self.now)
+        hold = choice.hold(hold_request(request, origin, principal, choice.model, rates))
         epoch = parts.catalog.epochs.get(principal.shard)
         if epoch is None:
             raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
         # The last bytes of a UUIDv7 are random.
         chance = self.call_id.int % 10_000 / 10_000
         tokens = hold.input_bound + hold.output_bound
-        place = Place(running.capacity, able(model, request), principal.organization_id, tokens, jitter=chance)
+        place = Place(running.capacity, choice, principal.organization_id, tokens, jitter=chance)
         Driver(
             running,
             request,
             hold,
-            model,
+            choice.model,
             place,
             self.exchange,
             epoch=epoch,
             now=parts.clock.now,
             is_audited=chance < parts.settings.audit_share,
             on_end=None if self.kept is None else self._ended,
+            legs=choice.legs,
         ).begin()
 
     def _ended(self, call: Call) -> None:
@@ -321,22 +322,6 @@ def _repeat(exchange: Exchange, answer: CallAnswer) -> None:
         (b"idempotent-replayed", b"true"),
     ]
     exchange.answer(answer.status, headers, body)
-
-
-def able(model: Model, request: CallRequest) -> tuple[Deployment, ...]:
-    """The deployments of a model whose engine can serve the request; raises why not where none can."""
-    refusal: InvalidRequest | None = None
-    found = []
-    for each in model.deployments:
-        try:
-            DIALECTS[each.backend.kind].check(request)
-        except InvalidRequest as error:
-            refusal = error
-        else:
-            found.append(each)
-    if not found:
-        raise refusal or Unavailable("All backends of this model are disabled. Nothing was charged; try again.")
-    return tuple(found)
 
 
 def _no_model(name: str) -> ModelNotFound:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from billing.store.engine import make_engine
-from gateway.embedded.discovery import FoundBackend, ServedModel
+from gateway.discovery import FoundBackend, ServedModel
 from gateway.embedded.errors import CannotStart
 from gateway.keys import issue_operator_key
 
