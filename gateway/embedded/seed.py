@@ -85,6 +85,7 @@ def _add_catalog(operator: _Operator, backends: Sequence[FoundBackend], tokenize
 
 def _model(served: ServedModel, deployment: dict[str, Any], tokenizer: Path | None) -> dict[str, Any]:
     body: dict[str, Any] = {"id": served.id, "context_length": served.context_length, "deployments": [deployment]}
+    body |= {"capabilities": list(served.capabilities)}
     return body if tokenizer is None else body | {"tokenizer": str(tokenizer)}
 
 
