@@ -15,7 +15,7 @@ from billing.pricing import ceiling
 from gateway.backends import DIALECTS
 from gateway.routing import caller_key, prefix_of, targets_for
 from models.account import Principal
-from models.call import CallRequest, Endpoint, HoldRequest
+from models.call import CallRequest, HoldRequest
 from models.catalog import Catalog, Deployment, Model, PricedAs, Rates
 from models.errors import InvalidRequest, NotPermitted, Unavailable
 from models.values import value
@@ -110,10 +110,11 @@ def _target(catalog: Catalog, alias: Model, principal: Principal, request: CallR
     """The caller's target of an alias, or the next one where that has no deployment for its organization."""
     caller = caller_key(principal.organization_id, principal.api_key_id, request.end_user)
     models = [catalog.models[name] for name in targets_for(alias.targets, caller)]
-    for model in models:
-        if catalog.deployments(model, principal.organization_id):
-            return model
-    return models[0]
+    found = next((model for model in models if catalog.deployments(model, principal.organization_id)), models[0])
+    if found.id in principal.denied:
+        # An alias is permitted by its own name, but no way round what is forbidden.
+        raise NotPermitted(f"This key may not call the model {found.id!r}, which now serves {alias.id!r}.")
+    return found
 
 
 def _with_fallback(
@@ -168,5 +169,5 @@ def _able_or_none(catalog: Catalog, model: Model, principal: Principal, request:
 
 
 def _prefix(request: CallRequest) -> int | None:
-    # Embeddings leave nothing in a cache that another call would find.
-    return None if request.endpoint is Endpoint.EMBEDDINGS else prefix_of(request.body)
+    # What generates nothing leaves nothing in a cache that another call would find.
+    return prefix_of(request.body) if request.endpoint.generates else None

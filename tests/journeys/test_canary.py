@@ -122,7 +122,7 @@ async def test_a_canary_to_all_and_back_under_load(stage: Stage) -> None:
         assert charges.keys() == crowd.user_of.keys(), "one charge for each call"
         for charge in charges.values():
             assert (charge["model"], charge["ending"]) == ("chat", "finished")
-            assert charge.get("version", SERVED[charge["deployment"]]) == SERVED[charge["deployment"]]
+            assert charge["version"] == SERVED[charge["deployment"]]
         for name, share in (("before", 0.0), ("a tenth", 0.1), ("all", 1.0), ("back to a tenth", 0.1), ("none", 0.0)):
             calls = phases[name]
             # Calls that were admitted before the move may end after it: as many as there are callers.

@@ -25,7 +25,7 @@ from models.catalog import (
     PriceVersion,
     Target,
 )
-from models.errors import InvalidRequest, Unavailable
+from models.errors import InvalidRequest, NotPermitted, Unavailable
 from models.money import MilliUnits, Units
 from tests.unit.samples import NOW, PRINCIPAL, RATES, chat_request, deployment
 
@@ -140,6 +140,13 @@ def test_an_alias_is_served_by_one_of_its_targets() -> None:
     found = [chosen(two_versions(1, 1), "chat", request=user).model.id for user in users]
     assert set(found) == {"v1", "v2"}
     assert found == [chosen(two_versions(1, 1), "chat", request=user).model.id for user in users]
+
+
+def test_an_alias_is_no_way_round_a_model_that_is_forbidden() -> None:
+    key = replace(PRINCIPAL, denied=frozenset({"v2"}))
+    assert chosen(two_versions(1, 0), "chat", key).model.id == "v1"
+    with pytest.raises(NotPermitted, match="'v2', which now serves 'chat'"):
+        chosen(two_versions(0, 1), "chat", key)
 
 
 def test_a_target_that_is_closed_to_an_organization_is_passed_over() -> None:
