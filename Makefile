@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for name in python3.12 python3.11 python3 python3.13 python3.14 python; do \
   $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v $$name && break; done)
 VENV := .venv
+NODE_CLIENTS := tests/compat/node/node_modules
+CLIENTS := .compat/python/.installed .compat/openapi/.installed .compat/llama-index/.installed $(NODE_CLIENTS)/.installed
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
@@ -16,7 +18,7 @@ CALLS ?= 20000
 .PHONY: help install up test check bench chaos simulate docs lock
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv from the lock file (the other commands do it when needed)
 
@@ -36,6 +38,8 @@ up: $(STAMP) ## Run a complete Tollgate here; options: make up ARGS="--port 9000
 test: $(STAMP) ## Run all tests, two files at a time; options: make test ARGS="-k money" JOBS=4
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
 	  echo "Note: nginx is not installed (Debian: nginx-light); the test behind a reverse proxy is skipped."
+	@missing=; for place in $(CLIENTS); do test -e $$place || missing=yes; done; test -z "$$missing" || \
+	  echo "Note: not all clients of tests/compat are installed (make clients); the tests of those that are not are skipped."
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(STAMP) ## Look for faults without running: style, types, imports
@@ -43,6 +47,25 @@ check: $(STAMP) ## Look for faults without running: style, types, imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+clients: $(CLIENTS) ## Install the clients that people call Tollgate with, for tests/compat alone
+
+# Environments of their own: these clients and what they need must never be among what Tollgate needs.
+.compat/%/.installed: tests/compat/requirements/%.txt
+	@test -x .compat/$*/bin/python || "$(PYTHON)" -m venv .compat/$*
+	@echo "Installing what $< names; this takes a minute, once."
+	@.compat/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# Without Node.js there is a note instead, and the tests of its clients are skipped.
+$(NODE_CLIENTS)/.installed: tests/compat/node/package-lock.json
+	@if command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)'; then \
+	  echo "Installing what $< names."; \
+	  cd tests/compat/node && npm ci --ignore-scripts --no-audit --no-fund --silent && touch node_modules/.installed; \
+	else echo "Note: Node.js 20 or later and npm are not installed; the clients that need them are skipped."; fi
+
+compat: $(STAMP) clients ## Run the clients that people use, as they are, against a running Tollgate
+	$(BIN)/pytest -q tests/compat $(ARGS)
 
 bench: $(STAMP) ## Measure speed; see benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -62,3 +85,11 @@ lock: $(STAMP) ## Choose newer versions within pyproject.toml and write requirem
 	@# setuptools builds our own package, without a download outside the lock.
 	echo 'setuptools>=77' | uv pip compile pyproject.toml - --extra embedded --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-emit-index-url --no-header --upgrade --quiet -o requirements.lock
+
+lock-clients: ## Choose newer versions of the clients in tests/compat; none younger than a week
+	@command -v uv >/dev/null || { echo "This needs uv: pip install uv" >&2; exit 1; }
+	for name in python openapi llama-index; do uv pip compile tests/compat/requirements/$$name.in --universal --python-version 3.11 \
+	  --exclude-newer "$$(date -d '7 days ago' +%F)" --generate-hashes --no-annotate --no-emit-index-url --no-header --upgrade --quiet \
+	  -o tests/compat/requirements/$$name.txt; done
+	cd tests/compat/node && npm update --save --save-exact --before="$$(date -d '7 days ago' +%F)" --package-lock-only --ignore-scripts \
+	  --omit-lockfile-registry-resolved --no-audit --no-fund

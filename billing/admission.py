@@ -23,11 +23,12 @@ AUDIO_OUTPUT_TOKENS_PER_SECOND = 32
 30 s of it. A long sound is cut into windows, so the model's context bounds neither."""
 IMAGE_TOKENS = 8_192
 """Where an image is told in tokens: 6,208 for the largest of the OpenAI API."""
+MINUTES_OF_A_DAY = 1_440
 
 
 def permit(principal: Principal, model: str) -> None:
     """Raise `NotPermitted` unless the key may call this model."""
-    if principal.models is not None and model not in principal.models:
+    if not principal.may_call(model):
         raise NotPermitted(f"This key may not call the model {model!r}. Ask the owner of the organization.")
 
 
@@ -72,7 +73,7 @@ def hold_request(
     """The hold that covers the highest possible price of a call, with the limits of key, project, organization."""
     permit_endpoint(request, rates)
     input_bound, output_bound = bounds(request, model)
-    buckets, in_flight = _limits(principal, input_bound + output_bound)
+    buckets, in_flight = _limits(principal, origin.model, input_bound + output_bound)
     images, audio_seconds = request.images_bound, request.audio_seconds_bound
     amount = ceiling(input_bound, output_bound, rates, images, audio_seconds)
     spend = _spend(principal, origin) if principal.spend_limits else ()
@@ -81,10 +82,19 @@ def hold_request(
     )
 
 
-def _limits(principal: Principal, tokens: int) -> tuple[tuple[RateBucket, ...], tuple[InFlightLimit, ...]]:
+def _limits(principal: Principal, model: str, tokens: int) -> tuple[tuple[RateBucket, ...], tuple[InFlightLimit, ...]]:
     buckets, in_flight = [], []
+    of_model = principal.model_limits.get(model)
+    if of_model is not None:
+        scope = f"project:{principal.project_id}:{model}"
+        if of_model.requests_per_minute is not None:
+            buckets.append(RateBucket(f"{scope}:requests", of_model.requests_per_minute, 1))
+        if of_model.tokens_per_minute is not None:
+            buckets.append(RateBucket(f"{scope}:tokens", of_model.tokens_per_minute, tokens))
+        if of_model.requests_per_day is not None:
+            buckets.append(RateBucket(f"{scope}:requests_a_day", of_model.requests_per_day, 1, MINUTES_OF_A_DAY))
     for kind, owner, limits in (
-        ("key", principal.api_key_id, principal.key_limits),
+        ("key", principal.counted_as or principal.api_key_id, principal.key_limits),
         ("project", principal.project_id, principal.project_limits),
         ("organization", None, principal.organization_limits),
     ):

@@ -69,7 +69,7 @@ def compose(groups: Iterable[UsageGroup], prices: Mapping[UUID, PriceVersion]) -
     groups = list(groups)
     merged: dict[tuple[object, ...], Line] = {}
     for group in groups:
-        for line in _group_lines(group, prices):
+        for line in group_lines(group, prices):
             key = (line.project_id, line.model, line.meter, line.price_version_id, line.kind)
             known = merged.get(key)
             merged[key] = line if known is None else _added(known, line)
@@ -125,7 +125,7 @@ def round_lines(lines: Sequence[Line], assessed: Assessment, rule: TaxRule, code
     return [replace(line, rounded=Units(units * minor)) for line, units in zip(lines, rounded, strict=True)]
 
 
-def _group_lines(group: UsageGroup, prices: Mapping[UUID, PriceVersion]) -> list[Line]:
+def group_lines(group: UsageGroup, prices: Mapping[UUID, PriceVersion]) -> list[Line]:
     """Quantity by price for each meter, shared so that they add up to the charges; the rest is an adjustment."""
     by_meter = {prices[each].meter: prices[each] for each in group.price_version_ids if each in prices}
     used = [(meter, quantity) for meter, quantity in _quantities(group, by_meter).items() if quantity]

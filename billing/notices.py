@@ -13,6 +13,7 @@ from billing.hot.keys import SHARDS
 from billing.months import bounds_of, month_of
 from billing.store import alerts as stored
 from billing.store.alerts import give_alert
+from billing.store.spend_alerts import StoredAlert, alerts_of_shard
 from billing.store.spend_limits import StoredLimit, booked_between, limits_of_shard
 from models.alert import Alert, AlertKind
 from models.money import money
@@ -29,6 +30,7 @@ async def notice(engine: AsyncEngine, now: datetime) -> int:
     given = await _notice_balances(engine, now) + await _notice_grants(engine, now)
     for shard in range(SHARDS):
         given += await _notice_limits(engine, shard, now)
+        given += await _notice_spend_alerts(engine, shard, now)
     return given
 
 
@@ -87,6 +89,39 @@ async def _notice_limits(engine: AsyncEngine, shard: int, now: datetime) -> int:
                 if limit.alert_percents and limit.created_at < bounds[1]:
                     given += await _notice_limit(connection, limit, f"{month:%Y-%m}", bounds, now)
     return given
+
+
+async def _notice_spend_alerts(engine: AsyncEngine, shard: int, now: datetime) -> int:
+    given = 0
+    async with engine.begin() as connection:
+        for alert in await alerts_of_shard(connection, shard):
+            for month in {month_of(moment, alert.timezone) for moment in (now, now - _LATE_BOOKING)}:
+                bounds = bounds_of(month, alert.timezone)
+                if alert.created_at < bounds[1]:
+                    given += await _notice_spend_alert(connection, alert, f"{month:%Y-%m}", bounds, now)
+    return given
+
+
+async def _notice_spend_alert(
+    connection: AsyncConnection, alert: StoredAlert, month: str, bounds: tuple[datetime, datetime], now: datetime
+) -> int:
+    # With the amount: one that was raised is told of again.
+    subject = f"{alert.id}:{month}:{alert.amount}"
+    if await stored.told(connection, AlertKind.SPEND_ALERT_REACHED, [subject]):
+        return 0
+    spent = await booked_between(connection, alert, *bounds)
+    if not reached(alert.amount, spent, (100,)):
+        return 0
+    detail = {
+        "spend_alert_id": str(alert.id),
+        "project_id": None if alert.project_id is None else str(alert.project_id),
+        "month": month,
+        "amount": money(alert.amount, alert.currency),
+        "spent": money(spent, alert.currency),
+        "recipients": list(alert.recipients),
+        "subject_prefix": alert.subject_prefix,
+    }
+    return await _give(connection, AlertKind.SPEND_ALERT_REACHED, alert.organization_id, subject, detail, now)
 
 
 async def _notice_limit(

@@ -23,6 +23,7 @@ class HourKey(NamedTuple):
     model: str
     endpoint: str
     batch: bool
+    price_version_ids: tuple[UUID, ...]
 
 
 class DayKey(NamedTuple):
@@ -94,7 +95,7 @@ class Batch:
 
 
 def sums_of(batches: Iterable[Batch]) -> tuple[dict[HourKey, Sums], dict[DayKey, Sums]]:
-    """The sums of each hour, key, model and endpoint, and those of each day, project, model and set of prices.
+    """The sums of each hour, key, model, endpoint and prices, and those of each day, project, model and prices.
 
     Charges are added up once, by all that either tells apart; many of a batch are alike in it. Ids are compared as
     numbers there, since to hash a UUID costs more than all the rest.
@@ -107,7 +108,7 @@ def sums_of(batches: Iterable[Batch]) -> tuple[dict[HourKey, Sums], dict[DayKey,
             hour = ended.replace(minute=0, second=0, microsecond=0)
             of_hour = HourKey(
                 *(charge.organization_id, hour, charge.project_id, charge.api_key_id, charge.model),
-                *(charge.endpoint, charge.batch),
+                *(charge.endpoint, charge.batch, charge.price_version_ids),
             )
             hours.setdefault(of_hour, Sums()).add_sums(sums)
             of_day = DayKey(

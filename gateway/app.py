@@ -29,6 +29,7 @@ from gateway.api import (
     invoices,
     openai,
     operator,
+    organization,
     probes,
     responses_kept,
     webhooks,
@@ -76,7 +77,8 @@ def make_api(*, docs_enabled: bool, takes_webhooks: bool = True, cors_origins: S
         redirect_slashes=False,
     )
     # Documents before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
-    for room in (openai, counting, responses_kept, documents, billing, alerts, invoices, operator, probes):
+    rooms = (openai, counting, responses_kept, documents, billing, alerts, invoices, organization, operator, probes)
+    for room in rooms:
         api.include_router(room.router)
     if takes_webhooks:
         api.include_router(webhooks.router)

@@ -23,6 +23,7 @@ from gateway.clock import Clock
 from gateway.key_cache import KeyCache
 from gateway.keys import LONGEST_KEY, KeyKind, digest, well_formed
 from gateway.parts import parts_of
+from gateway.peers import check_network
 from gateway.signatures import check_signature
 from models.account import AdminPrincipal, OperatorPrincipal, Principal
 from models.errors import InvalidRequest, NotAuthenticated, NotFound, NotPermitted
@@ -171,7 +172,7 @@ async def require_api_key(connection: HTTPConnection, _: None = Security(_API_KE
     """Guard of routes for developers."""
     value = credential(connection.scope["headers"])
     keys = parts_of(connection).keys
-    return keys.cached(value) or await keys.principal(value)
+    return _from_here(connection, keys.cached(value) or await keys.principal(value))
 
 
 async def require_admin(connection: HTTPConnection, _: None = Security(_ADMIN_KEY)) -> AdminPrincipal:
@@ -188,7 +189,8 @@ async def require_reader(
     connection: HTTPConnection, _: None = Security(_API_KEY), __: None = Security(_ADMIN_KEY)
 ) -> Principal | AdminPrincipal:
     """Guard of routes that both a developer and an administrator of the organization may read."""
-    return await parts_of(connection).keys.reader(credential(connection.scope["headers"]))
+    reader = await parts_of(connection).keys.reader(credential(connection.scope["headers"]))
+    return _from_here(connection, reader) if isinstance(reader, Principal) else reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,14 @@ class SignedBody:
 
     provider: str
     body: bytes
+
+
+def _from_here(connection: HTTPConnection, principal: Principal) -> Principal:
+    if principal.scope is not None:
+        peer = connection.client.host if connection.client else ""
+        trusted = parts_of(connection).settings.trusted_proxies
+        check_network(principal.scope, peer, connection.scope["headers"], trusted)
+    return principal
 
 
 class _SignatureScheme(SecurityBase):

@@ -183,6 +183,12 @@ class Exchange:
         body, self._body = self._body, []
         then(None if is_too_large else body[0] if len(body) == 1 else b"".join(body))
 
+    @property
+    def peer(self) -> str:
+        """The address of the socket at the other end; empty where it has none."""
+        name = self._transport.get_extra_info("peername")
+        return str(name[0]) if name else ""
+
     # The client ------------------------------------------------------------------------------------------------------
 
     def watch(self, client: Client | None) -> None:

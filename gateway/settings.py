@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime, timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +51,9 @@ class Settings(BaseSettings):
     worker_internal_port: int = Field(9091, ge=0, le=65_535, description="Port of a worker's /metrics")
     cors_origins: tuple[str, ...] = Field(
         (), description='Web pages that may call, as JSON: ["https://app.example"]; empty: none'
+    )
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="Networks of proxies whose X-Forwarded-For is believed, separated by commas"
     )
     docs_enabled: bool = Field(False, description="Serve /docs and /openapi.json on the public port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
@@ -124,6 +128,16 @@ class Settings(BaseSettings):
                     f"{host!r} is not a host name such as img.example, in small letters and without a port"
                 )
         return hosts
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _read_networks(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(ip_network(text.strip()) for text in value.split(",") if text.strip())
+        except ValueError as error:
+            raise ValueError(f"it is not a list of networks such as 10.0.0.0/8,192.168.1.7: {error}") from None
 
     @field_validator("payment_webhook_secrets", mode="before")
     @classmethod

@@ -13,10 +13,17 @@ _APPEND: Final = "select, insert"
 RIGHTS: Final = {
     "organization": _KEEP,
     "project": _KEEP,
+    "rate_limit": _KEEP,
+    "service_account": "select, insert, update (name, role, deleted_at)",
+    "spend_alert": "select, insert, update (amount, recipients, subject_prefix, removed_at)",
     "spend_limit": "select, insert, update (amount, is_hard, alert_percents, removed_at)",
     "api_key": _KEEP,
     "admin_key": _KEEP,
     "operator_key": _KEEP,
+    "organization_user": _KEEP,
+    # Who leaves a project has no row in it; the audit log tells that there was one.
+    "project_user": f"{_KEEP}, delete",
+    "invite": "select, insert, update (accepted_at, deleted_at)",
     "backend": _KEEP,
     "model": _KEEP,
     "deployment": _KEEP,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from typing import TypeAlias
 from uuid import UUID
 
 from models.money import Units
@@ -17,13 +21,17 @@ class BillingMode(StrEnum):
     HYBRID = "hybrid"
 
 
+Network: TypeAlias = IPv4Network | IPv6Network
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Rate limits of one scope (an organization, a project or a key); None is no limit."""
+    """Rate limits of one scope (an organization, a project, a key, a model in a project); None is no limit."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_in_flight: int | None = None
+    requests_per_day: int | None = None
 
 
 NO_LIMITS = Limits()
@@ -42,11 +50,22 @@ class SpendLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyScope:
+    """From where and for what a key may be used: metered paths and networks; None is every one."""
+
+    endpoints: frozenset[str] | None = None
+    networks: tuple[Network, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """The caller of `/v1`: an API key with the project and organization it belongs to.
 
     `shard` is the Redis hash tag under which everything of the organization lives. `models` is None where the key
-    may call every model that is sold. `expires_at_ms` is in milliseconds since 1970, of the billing clock.
+    and its project may call every model that is sold, but for those in `denied`. `expires_at_ms` is in milliseconds
+    since 1970, of the billing clock. `counted_as` is the key by whose counts its own limits are kept: the one that it
+    was rotated from, so that two keys have no more than one. `scope` is None for a key without bounds, and
+    `model_limits` has the project's rate limits by model.
     """
 
     organization_id: UUID
@@ -62,14 +81,23 @@ class Principal:
     key_limits: Limits = NO_LIMITS
     spend_limits: tuple[SpendLimit, ...] = ()
     timezone: str = "UTC"
+    denied: frozenset[str] = frozenset()
+    scope: KeyScope | None = None
+    counted_as: UUID | None = None
+    model_limits: Mapping[str, Limits] = field(default_factory=dict)
+
+    def may_call(self, model: str) -> bool:
+        """Whether the key and its project permit this model."""
+        return (self.models is None or model in self.models) and model not in self.denied
 
 
 @dataclass(frozen=True, slots=True)
 class AdminPrincipal:
-    """An administrator of one organization, known by an admin key."""
+    """An administrator of one organization, known by an admin key, which may end at `expires_at`."""
 
     organization_id: UUID
     admin_key_id: UUID
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ class AlertKind(StrEnum):
     """What happened, as receivers of alerts know it."""
 
     SPEND_LIMIT_REACHED = "spend_limit.reached"
+    SPEND_ALERT_REACHED = "spend_alert.reached"
     BALANCE_LOW = "balance.low"
     GRANT_EXPIRING = "credit_grant.expiring"
     GRANT_USED_UP = "credit_grant.used_up"

@@ -123,14 +123,16 @@ class CallAnswer:
 
 @value
 class RateBucket:
-    """One limit that a hold must pass: a bucket that refills evenly at `per_minute` and holds as much.
+    """One limit that a hold must pass: a bucket that holds `per_minute` and refills as much, evenly, in `minutes`.
 
     `scope` names it within its organization, for example `key:<id>:requests`; `cost` is what this call takes.
+    `minutes` is 1, or 1440 for a limit of a day.
     """
 
     scope: str
     per_minute: int
     cost: int
+    minutes: int = 1
 
 
 @value

@@ -114,9 +114,43 @@ project = Table(
     *_limits(),
     _created_at(),
     Column("archived_at", MOMENT),
+    # The organization's own name for it elsewhere: kept and shown, nothing more.
+    Column("external_key_id", Text),
+    # Which models its keys may call: those of the list, or all but those; without a mode every one.
+    Column("models_mode", Text),
+    Column("models", ARRAY(Text)),
     UniqueConstraint("organization_id", "id"),
+    _one_of("models_mode", "allow_list", "deny_list"),
+    CheckConstraint("(models_mode is null) = (models is null)", name="models"),
 )
 
+rate_limit = Table(
+    "rate_limit",
+    metadata,
+    # What the organization's administrators set for one model in one of its projects; null is no limit.
+    Column("project_id", Uuid, ForeignKey("project.id"), primary_key=True),
+    # As it is called.
+    Column("model", Text, primary_key=True),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("requests_per_day", Integer),
+    Column("updated_at", MOMENT, nullable=False, server_default=func.now()),
+)
+
+service_account = Table(
+    "service_account",
+    metadata,
+    # A program that owns API keys of a project.
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, nullable=False),
+    Column("project_id", Uuid, nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    _created_at(),
+    Column("deleted_at", MOMENT),
+    _one_of("role", "owner", "member", "none"),
+    ForeignKeyConstraint(["organization_id", "project_id"], ["project.organization_id", "project.id"]),
+)
 
 spend_limit = Table(
     "spend_limit",
@@ -134,17 +168,37 @@ spend_limit = Table(
     Column("alert_percents", ARRAY(SmallInteger), nullable=False, server_default=text("'{}'::smallint[]")),
     _created_at(),
     Column("removed_at", MOMENT),
+    # The operator's limit and the organization's own stand beside each other, so that neither lifts the other.
+    Column("set_by", Text, nullable=False, server_default="operator"),
     CheckConstraint("amount >= 0", name="amount"),
     CheckConstraint("project_id is null or api_key_id is null", name="scope"),
+    _one_of("set_by", "operator", "organization"),
     Index(
         "spend_limit_one_a_scope_key",
         "organization_id",
         "project_id",
         "api_key_id",
+        "set_by",
         unique=True,
         postgresql_nulls_not_distinct=True,
         postgresql_where=text("removed_at is null"),
     ),
+)
+
+spend_alert = Table(
+    "spend_alert",
+    metadata,
+    # An amount at which an alert is given when a month has come to it; of a project, or of the organization.
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False, index=True),
+    Column("project_id", Uuid, ForeignKey("project.id")),
+    Column("amount", AMOUNT, nullable=False),
+    # Told to whoever receives the alert, who sends the mail.
+    Column("recipients", ARRAY(Text), nullable=False),
+    Column("subject_prefix", Text),
+    _created_at(),
+    Column("removed_at", MOMENT),
+    CheckConstraint("amount > 0", name="amount"),
 )
 
 
@@ -170,6 +224,13 @@ api_key = Table(
     *_credential(),
     Column("models", ARRAY(Text)),
     *_limits(),
+    # Metered paths, and networks as text, from and for which it may be used; null is every one.
+    Column("endpoints", ARRAY(Text)),
+    Column("networks", ARRAY(Text)),
+    # Who it belongs to; null is nobody but the project.
+    Column("service_account_id", Uuid, ForeignKey("service_account.id"), index=True),
+    # The key that it took the place of: what that key was limited to holds for both together.
+    Column("counted_as", Uuid, ForeignKey("api_key.id"), index=True),
     # The pair, so that a key can never name a project of another organization.
     ForeignKeyConstraint(["organization_id", "project_id"], ["project.organization_id", "project.id"]),
 )
@@ -180,6 +241,61 @@ admin_key = Table(
     Column("id", Uuid, primary_key=True),
     Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False, index=True),
     *_credential(),
+)
+
+# People: what they may do is for the console; here they are invited, listed, given roles and removed.
+
+organization_user = Table(
+    "organization_user",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False),
+    # In lower case.
+    Column("email", Text, nullable=False),
+    Column("name", Text),
+    Column("role", Text, nullable=False),
+    Column("developer_persona", Text),
+    Column("technical_level", Text),
+    _created_at(),
+    Column("removed_at", MOMENT),
+    _one_of("role", "owner", "reader"),
+    Index(
+        "organization_user_email_key",
+        "organization_id",
+        "email",
+        unique=True,
+        postgresql_where=text("removed_at is null"),
+    ),
+    UniqueConstraint("organization_id", "id"),
+)
+
+project_user = Table(
+    "project_user",
+    metadata,
+    Column("project_id", Uuid, primary_key=True),
+    Column("user_id", Uuid, primary_key=True, index=True),
+    Column("organization_id", Uuid, nullable=False),
+    Column("role", Text, nullable=False),
+    _created_at(),
+    _one_of("role", "owner", "member"),
+    ForeignKeyConstraint(["organization_id", "project_id"], ["project.organization_id", "project.id"]),
+    ForeignKeyConstraint(["organization_id", "user_id"], ["organization_user.organization_id", "organization_user.id"]),
+)
+
+invite = Table(
+    "invite",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False, index=True),
+    Column("email", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    # [{"id": project, "role": role in it}, ...]
+    Column("projects", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
+    _created_at(),
+    Column("expires_at", MOMENT, nullable=False),
+    Column("accepted_at", MOMENT),
+    Column("deleted_at", MOMENT),
+    _one_of("role", "owner", "reader"),
 )
 
 operator_key = Table("operator_key", metadata, Column("id", Uuid, primary_key=True), *_credential())
@@ -588,6 +704,7 @@ usage_hour = Table(
     Column("model", Text, primary_key=True),
     Column("endpoint", Text, primary_key=True),
     Column("batch", Boolean, primary_key=True),
+    Column("price_version_ids", ARRAY(Uuid), primary_key=True),
     *_sums(),
     postgresql_with={"fillfactor": "80"},
 )
@@ -1014,6 +1131,7 @@ audit_log = Table(
     Column("object", Text, nullable=False),
     Column("organization_id", Uuid, index=True),
     Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("project_id", Uuid),
 )
 
 idempotency = Table(

@@ -1,9 +1,10 @@
--- Rate buckets: a level that rises by the cost of a call and drains evenly by `per_minute` a minute.
--- Levels are kept in 60,000ths, of which a millisecond drains exactly `per_minute`: integers, no rounding.
+-- Rate buckets: a level that rises by the cost of a call and drains evenly by `per_minute` a minute, or a day.
+-- Levels are kept in 60,000ths, of which a millisecond drains exactly `per_minute`: integers, no rounding. In a bucket
+-- of `minutes` minutes they are kept in as many times finer parts, so that the same holds.
 
 local PARTS = 60000
--- A bucket is empty after a minute, so what is older can be forgotten.
-local FORGET_SECONDS = 120
+-- A bucket of a day is empty after a day, so what is older can be forgotten.
+local FORGET_SECONDS = 90000
 
 local function now_ms()
   local time = redis.call('TIME')

@@ -2,8 +2,8 @@
 --
 -- KEYS  epoch, organization, holds, done, rates, in flight, open, instances, spent
 -- ARGV  epoch, call, amount, hold as JSON, id of the organization, instance that holds or '', number of buckets,
---       number of in-flight limits, then scope, per_minute, cost of each bucket, then scope, limit of each in-flight
---       limit, then scope, limit of each spend limit
+--       number of in-flight limits, then scope, per_minute, cost, minutes of each bucket, then scope, limit of each
+--       in-flight limit, then scope, limit of each spend limit
 -- Returns 'placed' or a refusal {reason, scope, retry_after_ms, balance, held, credit_limit}, and after either
 --         remaining, reset_ms of each bucket; or 'ended' or 'different' for a call id that was used before. Where a
 --         spend limit refuses, the balance is what is left of that limit.
@@ -12,7 +12,7 @@ local epoch_key, organization_key, holds_key, done_key, rates_key = unpack(KEYS)
 local in_flight_key, open_key, instances_key, spent_key = unpack(KEYS, 6)
 local epoch, call, amount, hold, organization, instance, bucket_count, place_count = unpack(ARGV)
 local FIRST_BUCKET = 9
-local FIRST_PLACE = FIRST_BUCKET + 3 * tonumber(bucket_count)
+local FIRST_PLACE = FIRST_BUCKET + 4 * tonumber(bucket_count)
 local FIRST_LIMIT = FIRST_PLACE + 2 * tonumber(place_count)
 local LARGEST = 9.0e15
 
@@ -22,8 +22,11 @@ local money = {'0', '0', '0'}
 local function read_buckets(now)
   local scopes = {}
   for i = 1, tonumber(bucket_count) do
-    local at = FIRST_BUCKET + 3 * (i - 1)
-    buckets[i] = {scope = ARGV[at], per_minute = tonumber(ARGV[at + 1]), cost = tonumber(ARGV[at + 2])}
+    local at = FIRST_BUCKET + 4 * (i - 1)
+    buckets[i] = {
+      scope = ARGV[at], per_minute = tonumber(ARGV[at + 1]), cost = tonumber(ARGV[at + 2]),
+      parts = PARTS * tonumber(ARGV[at + 3]),
+    }
     scopes[i] = ARGV[at]
   end
   if #scopes == 0 then return end
@@ -35,7 +38,7 @@ end
 
 local function with_states(reply)
   for _, bucket in ipairs(buckets) do
-    reply[#reply + 1] = math.max(0, math.floor(bucket.per_minute - bucket.level / PARTS))
+    reply[#reply + 1] = math.max(0, math.floor(bucket.per_minute - bucket.level / bucket.parts))
     reply[#reply + 1] = bucket.per_minute > 0 and math.ceil(bucket.level / bucket.per_minute) or 0
   end
   return reply
@@ -49,7 +52,7 @@ end
 local function full_bucket()
   local fullest, longest = nil, 0
   for _, bucket in ipairs(buckets) do
-    local over = bucket.level + (bucket.cost - bucket.per_minute) * PARTS
+    local over = bucket.level + (bucket.cost - bucket.per_minute) * bucket.parts
     if over > 0 then
       local wait = bucket.cost > bucket.per_minute and math.huge or math.ceil(over / bucket.per_minute)
       if wait > longest then fullest, longest = bucket, wait end
@@ -101,7 +104,7 @@ local function place(now, body)
   if #buckets == 0 then return end
   local levels = {}
   for _, bucket in ipairs(buckets) do
-    bucket.level = bucket.level + bucket.cost * PARTS
+    bucket.level = bucket.level + bucket.cost * bucket.parts
     levels[#levels + 1] = bucket.scope
     levels[#levels + 1] = level_text(now, bucket.level)
   end

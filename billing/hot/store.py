@@ -183,7 +183,7 @@ class HotStore:
             len(request.in_flight),
         ]
         for bucket in request.buckets:
-            arguments += (bucket.scope, bucket.per_minute, bucket.cost)
+            arguments += (bucket.scope, bucket.per_minute, bucket.cost, bucket.minutes)
         for place in request.in_flight:
             arguments += (place.scope, place.limit)
         for limit in request.spend:

@@ -6,20 +6,33 @@ A secret never comes here: callers pass its digest, `HMAC-SHA256(pepper, key)`, 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from functools import lru_cache
+from ipaddress import ip_network
+from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ARRAY, LargeBinary, Table, any_, insert, literal, select, update
+from sqlalchemy import ARRAY, LargeBinary, Table, any_, func, insert, literal, select, update
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_optional, fetch_page
 from billing.store.spend_limits import hard_limits_of_keys
-from models.account import NO_LIMITS, AdminPrincipal, Limits, OperatorPrincipal, Principal, SpendLimit
+from models.account import (
+    NO_LIMITS,
+    AdminPrincipal,
+    KeyScope,
+    Limits,
+    Network,
+    OperatorPrincipal,
+    Principal,
+    SpendLimit,
+)
 from models.ids import uuid7
-from models.tables import admin_key, api_key, operator_key, organization, project
+from models.tables import admin_key, api_key, operator_key, organization, project, rate_limit
 
+_LIMIT_COLUMNS: Final = ("requests_per_minute", "tokens_per_minute", "max_in_flight")
 P = TypeVar("P", covariant=True)
 
 
@@ -44,6 +57,12 @@ async def find_api_keys(
             api_key.c.organization_id,
             api_key.c.project_id,
             api_key.c.models,
+            api_key.c.endpoints,
+            api_key.c.networks,
+            api_key.c.counted_as,
+            project.c.models_mode.label("project_models_mode"),
+            project.c.models.label("project_models"),
+            _MODEL_LIMITS,
             *_limits_of(api_key, "key"),
             *_limits_of(project, "project"),
             *_limits_of(organization, "organization"),
@@ -61,9 +80,12 @@ async def find_api_keys(
         )
     )
     found = rows.all()
-    keys = [(row.organization_id, row.project_id, row.id) for row in found]
+    keys = [(row.organization_id, row.project_id, row.counted_as or row.id) for row in found]
     limits = await hard_limits_of_keys(connection, keys) if keys else {}
-    return {row.digest: KnownKey(row.digest, _principal(row, limits[row.id]), row.expires_at) for row in found}
+    return {
+        row.digest: KnownKey(row.digest, _principal(row, limits[row.counted_as or row.id]), row.expires_at)
+        for row in found
+    }
 
 
 async def find_api_key(connection: AsyncConnection, digest: bytes, now: datetime) -> Principal | None:
@@ -82,7 +104,8 @@ async def find_admin_keys(
         .where(*_alive(admin_key, digests, now), organization.c.closed_at.is_(None))
     )
     return {
-        row.digest: KnownKey(row.digest, AdminPrincipal(row.organization_id, row.id), row.expires_at) for row in rows
+        row.digest: KnownKey(row.digest, AdminPrincipal(row.organization_id, row.id, row.expires_at), row.expires_at)
+        for row in rows
     }
 
 
@@ -98,6 +121,28 @@ async def find_operator_keys(
     return {row.digest: KnownKey(row.digest, OperatorPrincipal(row.id, row.name), row.expires_at) for row in rows}
 
 
+@dataclass(frozen=True, slots=True)
+class KeyBounds:
+    """What a key is bound to, in columns: None is no bound. `counted_as` is the key whose limits it shares."""
+
+    expires_at: datetime | None = None
+    models: Sequence[str] | None = None
+    endpoints: Sequence[str] | None = None
+    networks: Sequence[str] | None = None
+    limits: Limits = field(default_factory=Limits)
+    service_account_id: UUID | None = None
+    counted_as: UUID | None = None
+
+    @classmethod
+    def of(cls, row: AnyRow) -> KeyBounds:
+        """Those of a stored key, to be handed on to the key that takes its place."""
+        limits = Limits(*(getattr(row, column) for column in _LIMIT_COLUMNS))
+        plain = {
+            name: getattr(row, name) for name in ("expires_at", "models", "endpoints", "networks", "service_account_id")
+        }
+        return cls(limits=limits, counted_as=row.counted_as or row.id, **plain)
+
+
 async def create_api_key(
     connection: AsyncConnection,
     *,
@@ -107,11 +152,9 @@ async def create_api_key(
     digest: bytes,
     redacted_value: str,
     now: datetime,
-    expires_at: datetime | None = None,
-    models: Sequence[str] | None = None,
-    limits: Limits = Limits(),
+    bounds: KeyBounds = KeyBounds(),
 ) -> UUID:
-    """Store a new API key of a project; `models` None lets it call every model that is sold."""
+    """Store a new API key of a project."""
     return await _create(
         connection,
         api_key,
@@ -121,11 +164,13 @@ async def create_api_key(
         name=name,
         digest=digest,
         redacted_value=redacted_value,
-        expires_at=expires_at,
-        models=None if models is None else list(models),
-        requests_per_minute=limits.requests_per_minute,
-        tokens_per_minute=limits.tokens_per_minute,
-        max_in_flight=limits.max_in_flight,
+        expires_at=bounds.expires_at,
+        models=_listed(bounds.models),
+        endpoints=_listed(bounds.endpoints),
+        networks=_listed(bounds.networks),
+        service_account_id=bounds.service_account_id,
+        counted_as=bounds.counted_as,
+        **{column: getattr(bounds.limits, column) for column in _LIMIT_COLUMNS},
     )
 
 
@@ -179,6 +224,20 @@ async def update_api_key(connection: AsyncConnection, key_id: UUID, values: dict
     return await fetch_optional(connection, statement)
 
 
+async def expire(connection: AsyncConnection, keys: Table, key_id: UUID, expires_at: datetime) -> None:
+    """End a key of one of the three tables at a moment; one that ends before stays as it is."""
+    is_later = keys.c.expires_at.is_(None) | (keys.c.expires_at > expires_at)
+    await connection.execute(update(keys).where(keys.c.id == key_id, is_later).values(expires_at=expires_at))
+
+
+async def revoke_keys_of(connection: AsyncConnection, service_account_id: UUID, now: datetime) -> list[bytes]:
+    """Revoke all keys of a service account; their digests tell a gateway what to forget."""
+    statement = update(api_key).where(
+        api_key.c.service_account_id == service_account_id, api_key.c.revoked_at.is_(None)
+    )
+    return list((await connection.execute(statement.values(revoked_at=now).returning(api_key.c.digest))).scalars())
+
+
 async def revoke(connection: AsyncConnection, keys: Table, key_id: UUID, now: datetime, **owner: UUID) -> AnyRow | None:
     """Revoke a key of one of the three tables; `owner` are columns it must match. The first revocation's time stays.
 
@@ -195,9 +254,13 @@ async def find_key(connection: AsyncConnection, keys: Table, key_id: UUID, **own
     return await fetch_optional(connection, select(keys).where(*matches))
 
 
-async def list_keys(connection: AsyncConnection, keys: Table, page: Page, **owner: UUID) -> tuple[list[AnyRow], bool]:
+async def list_keys(
+    connection: AsyncConnection, keys: Table, page: Page, *, with_revoked: bool = True, **owner: UUID
+) -> tuple[list[AnyRow], bool]:
     """A page of the keys of one of the three tables, oldest first, and whether more follow."""
     statement = select(keys).where(*(keys.c[column] == value for column, value in owner.items()))
+    if not with_revoked:
+        statement = statement.where(keys.c.revoked_at.is_(None))
     return await fetch_page(connection, statement, keys.c.id, page)
 
 
@@ -217,15 +280,69 @@ def _alive(keys: Table, digests: Collection[bytes], now: datetime) -> list[Any]:
 
 
 def _limits_of(table: Table, scope: str) -> list[Any]:
-    return [table.c[column].label(f"{scope}_{column}") for column in Limits.__dataclass_fields__]
+    return [table.c[column].label(f"{scope}_{column}") for column in _LIMIT_COLUMNS]
 
 
 def _limits(row: AnyRow, scope: str) -> Limits:
-    limits = Limits(*(getattr(row, f"{scope}_{column}") for column in Limits.__dataclass_fields__))
+    limits = Limits(*(getattr(row, f"{scope}_{column}") for column in _LIMIT_COLUMNS))
     return NO_LIMITS if limits == NO_LIMITS else limits
 
 
+def _listed(values: Sequence[str] | None) -> list[str] | None:
+    return None if values is None else list(values)
+
+
+# In the look-up itself, so that limits of models cost it no query of their own.
+_MODEL_LIMITS: Final = (
+    select(
+        func.jsonb_agg(
+            aggregate_order_by(
+                func.jsonb_build_array(
+                    rate_limit.c.model,
+                    rate_limit.c.requests_per_minute,
+                    rate_limit.c.tokens_per_minute,
+                    rate_limit.c.requests_per_day,
+                ),
+                rate_limit.c.model,
+            )
+        )
+    )
+    .where(rate_limit.c.project_id == project.c.id)
+    .correlate(project)
+    .scalar_subquery()
+    .label("model_limits")
+)
+
+
+def _models(row: AnyRow) -> tuple[frozenset[str] | None, frozenset[str]]:
+    """What a key may call (None: everything) but for what is denied: its own list within its project's."""
+    own = None if row.models is None else frozenset(row.models)
+    match row.project_models_mode:
+        case "allow_list":
+            allowed = frozenset(row.project_models)
+            return allowed if own is None else own & allowed, frozenset()
+        case "deny_list":
+            return own, frozenset(row.project_models)
+        case _:
+            return own, frozenset()
+
+
+@lru_cache(maxsize=10_000)
+def _network(text: str) -> Network:
+    return ip_network(text)
+
+
+def _scope(row: AnyRow) -> KeyScope | None:
+    if row.endpoints is None and row.networks is None:
+        return None
+    return KeyScope(
+        endpoints=None if row.endpoints is None else frozenset(row.endpoints),
+        networks=None if row.networks is None else tuple(_network(text) for text in row.networks),
+    )
+
+
 def _principal(row: AnyRow, spend_limits: tuple[SpendLimit, ...]) -> Principal:
+    models, denied = _models(row)
     return Principal(
         organization_id=row.organization_id,
         project_id=row.project_id,
@@ -234,10 +351,16 @@ def _principal(row: AnyRow, spend_limits: tuple[SpendLimit, ...]) -> Principal:
         currency=row.currency,
         price_book=row.price_book,
         expires_at_ms=None if row.expires_at is None else int(row.expires_at.timestamp() * 1_000),
-        models=None if row.models is None else frozenset(row.models),
+        models=models,
         organization_limits=_limits(row, "organization"),
         project_limits=_limits(row, "project"),
         key_limits=_limits(row, "key"),
         spend_limits=spend_limits,
         timezone=row.timezone,
+        denied=denied,
+        scope=_scope(row),
+        counted_as=row.counted_as,
+        model_limits={
+            model: Limits(requests, tokens, None, of_day) for model, requests, tokens, of_day in row.model_limits or ()
+        },
     )

@@ -63,9 +63,13 @@ async def update_project(connection: AsyncConnection, project_id: UUID, values: 
     return await fetch_optional(connection, statement)
 
 
-async def list_projects(connection: AsyncConnection, organization_id: UUID, page: Page) -> tuple[list[AnyRow], bool]:
+async def list_projects(
+    connection: AsyncConnection, organization_id: UUID, page: Page, *, with_archived: bool = True
+) -> tuple[list[AnyRow], bool]:
     """A page of an organization's projects, oldest first."""
     statement = select(project).where(project.c.organization_id == organization_id)
+    if not with_archived:
+        statement = statement.where(project.c.archived_at.is_(None))
     return await fetch_page(connection, statement, project.c.id, page)
 
 

@@ -14,22 +14,30 @@ AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What to show: at most `limit` rows whose id comes after `after` in the order of the list; None starts it."""
+    """What to show: at most `limit` rows whose id comes after `after` in the order of the list; None starts it.
+
+    With `before` it is the rows that come just before that one instead.
+    """
 
     after: Any = None
     limit: int = 20
     newest_first: bool = False
+    before: Any = None
 
 
 async def fetch_page(
     connection: AsyncConnection, statement: Select[*tuple[Any, ...]], cursor: ColumnElement[Any], page: Page
 ) -> tuple[list[AnyRow], bool]:
-    """The rows of a page, and whether more follow: one row more than asked for is read to know."""
+    """The rows of a page, and whether more follow in the direction of reading: one row more is read to know."""
+    is_backwards = page.before is not None and page.after is None
     if page.after is not None:
         statement = statement.where(cursor < page.after if page.newest_first else cursor > page.after)
-    ordered = statement.order_by(cursor.desc() if page.newest_first else cursor).limit(page.limit + 1)
+    if page.before is not None:
+        statement = statement.where(cursor > page.before if page.newest_first else cursor < page.before)
+    ordered = statement.order_by(cursor.desc() if page.newest_first != is_backwards else cursor).limit(page.limit + 1)
     rows = list((await connection.execute(ordered)).all())
-    return rows[: page.limit], len(rows) > page.limit
+    shown = rows[: page.limit]
+    return shown[::-1] if is_backwards else shown, len(rows) > page.limit
 
 
 async def fetch_one(connection: AsyncConnection, statement: Executable) -> AnyRow:

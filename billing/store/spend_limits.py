@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
@@ -13,7 +13,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.account import SpendLimit
 from models.money import Units
-from models.tables import organization, spend_limit, usage_hour
+from models.tables import api_key, organization, spend_limit, usage_hour
+
+OWN: Final = "organization"
+"""The author of a limit that an organization has set itself; the other is `operator`."""
+
+
+class Scoped(Protocol):
+    """What spending is summed of: an organization, one of its projects, or one of its keys."""
+
+    @property
+    def organization_id(self) -> UUID:
+        """Whose spending."""
+
+    @property
+    def project_id(self) -> UUID | None:
+        """Of this project alone."""
+
+    @property
+    def api_key_id(self) -> UUID | None:
+        """Of this key alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +50,7 @@ class StoredLimit:
     timezone: str
     shard: int
     currency: str
+    set_by: str = "operator"
 
     @property
     def scope(self) -> str:
@@ -41,13 +61,14 @@ class StoredLimit:
 
 
 async def set_limit(connection: AsyncConnection, limit: StoredLimit) -> None:
-    """Put a limit in the place of the one that its scope had."""
+    """Put a limit in the place of the one that its scope had of the same author."""
     await connection.execute(
         update(spend_limit)
         .where(
             spend_limit.c.organization_id == limit.organization_id,
             spend_limit.c.project_id.is_not_distinct_from(limit.project_id),
             spend_limit.c.api_key_id.is_not_distinct_from(limit.api_key_id),
+            spend_limit.c.set_by == limit.set_by,
             spend_limit.c.removed_at.is_(None),
         )
         .values(removed_at=limit.created_at)
@@ -62,6 +83,7 @@ async def set_limit(connection: AsyncConnection, limit: StoredLimit) -> None:
             is_hard=limit.is_hard,
             alert_percents=list(limit.alert_percents),
             created_at=limit.created_at,
+            set_by=limit.set_by,
         )
     )
 
@@ -69,6 +91,43 @@ async def set_limit(connection: AsyncConnection, limit: StoredLimit) -> None:
 async def remove_limit(connection: AsyncConnection, limit_id: UUID, now: datetime) -> None:
     """End a limit."""
     await connection.execute(update(spend_limit).where(spend_limit.c.id == limit_id).values(removed_at=now))
+
+
+async def find_own_limit(
+    connection: AsyncConnection, organization_id: UUID, project_id: UUID | None
+) -> StoredLimit | None:
+    """The limit in force that an organization has set for itself, or for one of its projects."""
+    found = await _limits(connection, *_is_own(organization_id, project_id, None))
+    return found[0] if found else None
+
+
+async def remove_own_limit(
+    connection: AsyncConnection,
+    organization_id: UUID,
+    project_id: UUID | None,
+    api_key_id: UUID | None,
+    now: datetime,
+) -> None:
+    """End a limit that an organization has set for itself, a project or a key, if there is one."""
+    is_it = (*_is_own(organization_id, project_id, api_key_id), spend_limit.c.removed_at.is_(None))
+    await connection.execute(update(spend_limit).where(*is_it).values(removed_at=now))
+
+
+async def own_limits_of_keys(connection: AsyncConnection, key_ids: Collection[UUID]) -> dict[UUID, Units]:
+    """By key: the limit in force that its organization has set for it."""
+    if not key_ids:
+        return {}
+    rows = await _limits(connection, spend_limit.c.api_key_id.in_(key_ids), spend_limit.c.set_by == OWN)
+    return {row.api_key_id: row.amount for row in rows if row.api_key_id is not None}
+
+
+def _is_own(organization_id: UUID, project_id: UUID | None, api_key_id: UUID | None) -> tuple[ColumnElement[bool], ...]:
+    return (
+        spend_limit.c.organization_id == organization_id,
+        spend_limit.c.project_id.is_not_distinct_from(project_id),
+        spend_limit.c.api_key_id.is_not_distinct_from(api_key_id),
+        spend_limit.c.set_by == OWN,
+    )
 
 
 async def limits_of(connection: AsyncConnection, organization_id: UUID) -> list[StoredLimit]:
@@ -81,10 +140,8 @@ async def limits_of_shard(connection: AsyncConnection, shard: int) -> list[Store
     return await _limits(connection, organization.c.shard == shard)
 
 
-async def booked_between(
-    connection: AsyncConnection, limit: StoredLimit, starts_at: datetime, ends_at: datetime
-) -> Units:
-    """What calls of the limit's scope that ended in these hours have cost."""
+async def booked_between(connection: AsyncConnection, limit: Scoped, starts_at: datetime, ends_at: datetime) -> Units:
+    """What calls of the limit's scope that ended in these hours have cost; with a key, those that took its place."""
     statement = select(func.coalesce(func.sum(usage_hour.c.amount), 0)).where(
         usage_hour.c.organization_id == limit.organization_id,
         usage_hour.c.hour >= starts_at,
@@ -93,7 +150,9 @@ async def booked_between(
     if limit.project_id is not None:
         statement = statement.where(usage_hour.c.project_id == limit.project_id)
     if limit.api_key_id is not None:
-        statement = statement.where(usage_hour.c.api_key_id == limit.api_key_id)
+        successors = select(api_key.c.id).where(api_key.c.counted_as == limit.api_key_id)
+        is_its = or_(usage_hour.c.api_key_id == limit.api_key_id, usage_hour.c.api_key_id.in_(successors))
+        statement = statement.where(is_its)
     return Units(int((await connection.execute(statement)).scalar_one()))
 
 
@@ -120,7 +179,11 @@ async def hard_limits_of_keys(
             and row.project_id in (None, project_id)
             and row.api_key_id in (None, api_key_id)
         )
-        found[api_key_id] = tuple(SpendLimit(row.scope, row.amount) for row in mine)
+        # One of a scope, the least: each is counted once in the hot store.
+        least: dict[str, Units] = {}
+        for row in mine:
+            least[row.scope] = min(row.amount, least.get(row.scope, row.amount))
+        found[api_key_id] = tuple(SpendLimit(scope, amount) for scope, amount in least.items())
     return found
 
 
@@ -147,4 +210,5 @@ def _limit(row: Row[Any]) -> StoredLimit:
         timezone=row.timezone,
         shard=row.shard,
         currency=row.currency,
+        set_by=row.set_by,
     )

@@ -39,6 +39,7 @@ _HOURS: Final = _upsert(
         "model": "text",
         "endpoint": "text",
         "batch": "boolean",
+        "price_version_ids": "uuid[]",
     },
 )
 _DAYS: Final = _upsert(
@@ -61,11 +62,10 @@ async def add_hours(connection: AsyncConnection, sums: Mapping[HourKey, Sums]) -
 
 async def add_days(connection: AsyncConnection, sums: Mapping[DayKey, Sums]) -> None:
     """Add to the sums of days."""
-    columns = _columns(DayKey._fields, sums)
-    columns["price_version_ids"] = [f"{{{','.join(map(str, prices))}}}" for prices in columns["price_version_ids"]]
-    await connection.execute(_DAYS, columns)
+    await connection.execute(_DAYS, _columns(DayKey._fields, sums))
 
 
 def _columns(names: tuple[str, ...], sums: Mapping[Any, Sums]) -> dict[str, list[Any]]:
     keys = {name: [key[place] for key in sums] for place, name in enumerate(names)}
+    keys["price_version_ids"] = [f"{{{','.join(map(str, prices))}}}" for prices in keys["price_version_ids"]]
     return keys | {name: [getattr(each, name) for each in sums.values()] for name in _SUMS}

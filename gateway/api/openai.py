@@ -37,7 +37,7 @@ def sold_model(caller: Principal, parts: Parts, model_id: str) -> Model:
     if (
         model is None
         or not model.deployments
-        or (caller.models is not None and model.id not in caller.models)
+        or not caller.may_call(model.id)
         or catalog.rates(caller.price_book, caller.currency, model.id, parts.clock.now()) is None
     ):
         raise ModelNotFound("This model does not exist, or is not sold to you.", param="model")
@@ -50,7 +50,7 @@ def _sold(caller: Principal, parts: Parts) -> list[Model]:
         model
         for model in sorted(catalog.models.values(), key=lambda model: model.id)
         if model.deployments
-        and (caller.models is None or model.id in caller.models)
+        and caller.may_call(model.id)
         and catalog.rates(caller.price_book, caller.currency, model.id, now) is not None
     ]
 

@@ -26,6 +26,7 @@ from gateway.calls.running import Running
 from gateway.exchange import Copy, Exchange
 from gateway.memory import claim_of
 from gateway.parts import Parts
+from gateway.peers import check_scope
 from models.account import Principal
 from models.call import CallAnswer, CallClaim, CallOrigin, CallRequest, Endpoint
 from models.catalog import Deployment, Model
@@ -126,6 +127,9 @@ class _Arrival:
 
     def _read(self, principal: Principal) -> None:
         intake, settings = self.intake, self.intake.parts.settings
+        if principal.scope is not None:
+            exchange = self.exchange
+            check_scope(principal.scope, exchange.path, exchange.peer, exchange.headers, settings.trusted_proxies)
         self._check_draining()
         if len(intake.running.drivers) >= settings.max_connections or intake.running.capacity.lag.is_shedding:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")

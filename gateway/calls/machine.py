@@ -235,7 +235,8 @@ class Call:
             return
         self.phase = _ANSWERING
         self._status = status
-        self._is_event_stream = status == 200 and content_type.startswith(b"text/event-stream")
+        is_stream = content_type.startswith(b"text/event-stream")
+        self._is_event_stream = status == 200 and is_stream and self.request.endpoint.generates
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's body, split anywhere."""

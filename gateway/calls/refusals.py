@@ -16,6 +16,7 @@ from models.errors import (
 from models.money import amount_text
 
 _encode = msgspec.json.Encoder().encode
+_WHAT = {"requests": "requests per minute", "tokens": "tokens per minute", "requests_a_day": "requests per day"}
 
 
 def refusal(refused: RefusedHold, request: HoldRequest) -> TollgateError:
@@ -63,9 +64,10 @@ def refusal(refused: RefusedHold, request: HoldRequest) -> TollgateError:
 def _limit_name(scope: str) -> str:
     """`key:<id>:requests` is told as `requests per minute of the key`."""
     owner, _, rest = scope.partition(":")
-    kind = rest.rpartition(":")[2] if rest else ""
-    what = {"requests": "requests per minute", "tokens": "tokens per minute"}.get(kind, "calls in flight")
-    return f"({what} of the {owner})"
+    within, _, kind = rest.rpartition(":")
+    what = _WHAT.get(kind, "calls in flight")
+    # The limit of a model in a project has the model in its scope.
+    return f"({what} of the {owner}{' for this model' if ':' in within else ''})"
 
 
 def error_event(error: TollgateError) -> bytes:

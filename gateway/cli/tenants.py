@@ -245,6 +245,8 @@ def create_key(
     project: ProjectId,
     name: Annotated[str, typer.Argument(help="What the key is for.")] = "default",
     model: Annotated[list[str] | None, typer.Option(help="Only this model; can be repeated.")] = None,
+    endpoint: Annotated[list[str] | None, typer.Option(help="Only this path of calls; can be repeated.")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="Only from this network; can be repeated.")] = None,
     expires_at: Annotated[str | None, typer.Option(help="Instant of expiry, such as 2027-01-01.")] = None,
     requests_per_minute: Limit = None,
     tokens_per_minute: Limit = None,
@@ -259,6 +261,7 @@ def create_key(
     Example: `tollgate key create 01a20917-… "web server" --model tiny --expires-at 2027-01-01`
     """
     body: dict[str, Any] = {"name": name, "models": model or None, "expires_at": instant(expires_at)}
+    body |= {"endpoints": endpoint or None, "networks": network or None}
     body |= {"limits": _limits(requests_per_minute, tokens_per_minute, max_in_flight)}
     with operator_client(data_dir, url, operator_key, as_json) as client:
         client.show(client.post(f"/projects/{project}/api_keys", body), ("value", "id", "name", "models", "expires_at"))
@@ -278,6 +281,26 @@ def list_keys(
     """
     with operator_client(data_dir, url, operator_key, as_json) as client:
         client.show(client.all_of(f"/projects/{project}/api_keys"), _KEY)
+
+
+@key.command("rotate")
+def rotate_key(
+    project: ProjectId,
+    key: Annotated[str, typer.Argument(help="Id of the key.")],
+    overlap_seconds: Annotated[int, typer.Option(min=0, help="How long the old key works on.")] = 86_400,
+    url: Url = None,
+    operator_key: Key = None,
+    data_dir: DataDirectory = DATA_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new API key with the bounds of another, which works on for a while. Its value is shown this once.
+
+    Example: `tollgate key rotate 01a20917-… 01a20918-… --overlap-seconds 3600`
+    """
+    with operator_client(data_dir, url, operator_key, as_json) as client:
+        body = {"overlap_seconds": overlap_seconds}
+        made = client.post(f"/projects/{project}/api_keys/{key}/rotate", body)
+        client.show(made, ("value", "id", "name", "models", "expires_at"))
 
 
 @key.command("revoke")

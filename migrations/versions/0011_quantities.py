@@ -1,11 +1,11 @@
-"""Charges tell of images, seconds of audio, batch files and versions; hours tell endpoints and batches apart."""
+"""Charges tell of images, audio, batch files and versions; hours tell endpoints, batches and prices apart."""
 
 from __future__ import annotations
 
 from alembic import op
 
 revision = "0011"
-down_revision = "0006"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 
@@ -23,19 +23,20 @@ _STATEMENTS = (
     "truncate usage_hour",
     """
     alter table usage_hour drop constraint usage_hour_pk, add column endpoint text not null,
-      add column batch boolean not null, add column images bigint not null default 0,
-      add column audio_seconds bigint not null default 0,
+      add column batch boolean not null, add column price_version_ids uuid[] not null,
+      add column images bigint not null default 0, add column audio_seconds bigint not null default 0,
       add constraint usage_hour_pk
-        primary key (organization_id, hour, project_id, api_key_id, model, endpoint, batch)
+        primary key (organization_id, hour, project_id, api_key_id, model, endpoint, batch, price_version_ids)
     """,
     """
-    insert into usage_hour (organization_id, hour, project_id, api_key_id, model, endpoint, batch, calls, input_tokens,
-        cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, amount, unbilled)
+    insert into usage_hour (organization_id, hour, project_id, api_key_id, model, endpoint, batch,
+        price_version_ids, calls, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
+        amount, unbilled)
       select organization_id, date_trunc('hour', ended_at at time zone 'UTC') at time zone 'UTC', project_id,
-          api_key_id, model, endpoint, batch, count(*) filter (where corrects is null), sum(input_tokens),
-          sum(cached_tokens), sum(cache_write_tokens), sum(output_tokens), sum(reasoning_tokens), sum(amount),
-          sum(tollgate_unbilled(funding))
-        from charge group by 1, 2, 3, 4, 5, 6, 7
+          api_key_id, model, endpoint, batch, price_version_ids, count(*) filter (where corrects is null),
+          sum(input_tokens), sum(cached_tokens), sum(cache_write_tokens), sum(output_tokens),
+          sum(reasoning_tokens), sum(amount), sum(tollgate_unbilled(funding))
+        from charge group by 1, 2, 3, 4, 5, 6, 7, 8
     """,
 )
 

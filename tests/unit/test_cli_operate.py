@@ -47,7 +47,7 @@ def test_all_the_agreed_commands_are_there() -> None:
     agreed = {
         "org": ["create", "list", "show", "update", "grant", "balance", "close"],
         "project": ["create", "list"],
-        "key": ["create", "list", "revoke"],
+        "key": ["create", "list", "rotate", "revoke"],
         "model": ["add", "list", "remove"],
         "backend": ["add", "list", "remove"],
         "price": [

@@ -736,3 +736,14 @@ def test_the_error_of_a_waiting_call_comes_after_its_release() -> None:
     play.take()
     kinds = [type(command) for command in play.said]
     assert kinds.index(Release) < kinds.index(SendError)
+
+
+def test_a_stream_of_embeddings_is_no_answer() -> None:
+    request = CallRequest(Endpoint.EMBEDDINGS, "m", {"input": "x"}, input_bound=20)
+    play = Play(request, deployment(VLLM)).open()
+    play.call.upstream_bytes(delta("x") + DONE)
+    play.call.upstream_end()
+    said = play.take()
+    assert any(isinstance(command, Release) for command in said)
+    assert isinstance(said[-1], SendError)
+    assert isinstance(said[-1].error, BackendFailed)

@@ -54,7 +54,7 @@ def test_every_moment_lies_in_one_month(moment: datetime, timezone: str) -> None
     assert day_of(moment, timezone) == moment.astimezone(ZoneInfo(timezone)).date()
 
 
-def test_hours_tell_endpoints_and_batches_apart_and_days_do_not() -> None:
+def test_hours_tell_endpoints_and_batches_apart() -> None:
     kinds = [
         ("/v1/images/generations", False, 1),
         ("/v1/chat/completions", False, 0),

@@ -15,7 +15,10 @@ from starlette.responses import Response
 
 from billing.store import keys as stored
 from billing.store.catalog import missing_models
+from billing.store.keys import KeyBounds
 from billing.store.pages import AnyRow
+from gateway.api import issuing
+from gateway.api.issuing import Endpoints, Networks, Rotation, issue_api_key
 from gateway.api.operator.organizations import found_organization, open_organization
 from gateway.api.operator.projects import found_project, live_project
 from gateway.api.operator.requests import Change, Operator
@@ -37,9 +40,11 @@ class NewKey(Body):
 
 
 class NewApiKey(NewKey):
-    """An API key to create; `models` null lets it call every model that is sold."""
+    """An API key to create; null as `models`, `endpoints` or `networks` is no bound."""
 
     models: Models | None = None
+    endpoints: Endpoints | None = None
+    networks: Networks | None = None
     limits: LimitsBody = LimitsBody()
 
 
@@ -48,7 +53,15 @@ class ApiKeyUpdate(Body):
 
     name: Name | None = None
     models: Models | None = None
+    endpoints: Endpoints | None = None
+    networks: Networks | None = None
     limits: LimitsBody | None = None
+
+
+class ApiKeyRotation(Rotation):
+    """How an API key hands over; the new one has the old one's expiry unless one is given."""
+
+    expires_at: Moment | None = None
 
 
 class Key(BaseModel):
@@ -70,6 +83,8 @@ class ApiKey(Key):
     organization_id: UUID
     project_id: UUID
     models: list[str] | None
+    endpoints: list[str] | None
+    networks: list[str] | None
     limits: LimitsBody
 
     @classmethod
@@ -101,27 +116,11 @@ async def create_api_key(project_id: UUID, body: NewApiKey, request: Operator) -
     async def effect(change: Change) -> CreatedApiKey:
         project = await live_project(change.connection, project_id)
         await _check_models(change.connection, body.models)
-        minted = _minted(KeyKind.API, body, change)
-        key_id = await stored.create_api_key(
-            change.connection,
-            organization_id=project.organization_id,
-            project_id=project_id,
-            name=body.name,
-            digest=minted.digest,
-            redacted_value=minted.redacted_value,
-            now=change.now,
-            expires_at=body.expires_at,
-            models=body.models,
-            limits=body.limits.limits(),
-        )
-        await _audit(change, "api_key.created", f"api_key:{key_id}", project.organization_id, body)
-        return CreatedApiKey(
-            **_shown(key_id, body, minted, change),
-            organization_id=project.organization_id,
-            project_id=project_id,
-            models=body.models,
-            limits=body.limits,
-        )
+        bounds = KeyBounds(body.expires_at, body.models, body.endpoints, body.networks, body.limits.limits())
+        issued = await issue_api_key(change, project.organization_id, project_id, body.name, bounds)
+        asked = body.model_dump(mode="json", exclude_unset=True)
+        await change.audit("api_key.created", f"api_key:{issued.row.id}", project.organization_id, project_id, **asked)
+        return CreatedApiKey(**ApiKey.of(issued.row).model_dump(), value=issued.value)
 
     return await request.change(effect)
 
@@ -149,13 +148,31 @@ async def update_api_key(project_id: UUID, key_id: UUID, body: ApiKeyUpdate, req
             raise Conflict("This key is revoked. Create a new one.")
         await _check_models(change.connection, body.models)
         columns: dict[str, Any] = {} if body.name is None else {"name": body.name}
-        columns |= body.model_dump(include={"models"}, exclude_unset=True)
+        columns |= body.model_dump(include={"models", "endpoints", "networks"}, exclude_unset=True)
         columns |= body.limits.model_dump(exclude_unset=True) if body.limits else {}
         if columns:
             row = await stored.update_api_key(change.connection, key_id, columns) or row
             change.revoked.append(row.digest)
-        await _audit(change, "api_key.updated", f"api_key:{key_id}", project.organization_id, body)
+        asked = body.model_dump(mode="json", exclude_unset=True)
+        await change.audit("api_key.updated", f"api_key:{key_id}", project.organization_id, project_id, **asked)
         return ApiKey.of(row)
+
+    return await request.change(effect)
+
+
+@router.post("/projects/{project_id}/api_keys/{key_id}/rotate", response_model=CreatedApiKey)
+async def rotate_api_key(project_id: UUID, key_id: UUID, body: ApiKeyRotation, request: Operator) -> Response:
+    """Make a new API key with the same bounds and limits; the old one works on for `overlap_seconds`."""
+
+    async def effect(change: Change) -> CreatedApiKey:
+        project = await live_project(change.connection, project_id)
+        row = await stored.find_key(change.connection, api_key, key_id, project_id=project_id)
+        if row is None:
+            raise NotFound("There is no such API key in this project.")
+        issued = await issuing.rotate_api_key(change, row, body, body.expires_at)
+        asked = {"rotated_from": str(key_id), **body.model_dump(mode="json", exclude_unset=True)}
+        await change.audit("api_key.rotated", f"api_key:{issued.row.id}", project.organization_id, project_id, **asked)
+        return CreatedApiKey(**ApiKey.of(issued.row).model_dump(), value=issued.value)
 
     return await request.change(effect)
 
@@ -166,7 +183,7 @@ async def revoke_api_key(project_id: UUID, key_id: UUID, request: Operator) -> R
 
     async def effect(change: Change) -> ApiKey:
         row = await _revoked(change, api_key, key_id, project_id=project_id)
-        await change.audit("api_key.revoked", f"api_key:{key_id}", row.organization_id)
+        await change.audit("api_key.revoked", f"api_key:{key_id}", row.organization_id, project_id)
         return ApiKey.of(row)
 
     return await request.change(effect)
@@ -216,6 +233,34 @@ async def revoke_admin_key(organization_id: UUID, key_id: UUID, request: Operato
         row = await _revoked(change, admin_key, key_id, organization_id=organization_id)
         await change.audit("admin_key.revoked", f"admin_key:{key_id}", organization_id)
         return _keys("admin_key", [row])[0]
+
+    return await request.change(effect)
+
+
+@router.post("/organizations/{organization_id}/admin_keys/{key_id}/rotate", response_model=CreatedKey)
+async def rotate_admin_key(organization_id: UUID, key_id: UUID, body: Rotation, request: Operator) -> Response:
+    """Make a new admin key in the place of one, which works on for `overlap_seconds`."""
+
+    async def effect(change: Change) -> CreatedKey:
+        await open_organization(change.connection, organization_id)
+        row = await stored.find_key(change.connection, admin_key, key_id, organization_id=organization_id)
+        if row is None:
+            raise NotFound("There is no such key here.")
+        await issuing.hand_over(change, admin_key, row, body)
+        minted = mint(KeyKind.ADMIN, change.pepper)
+        successor = NewKey(name=row.name, expires_at=row.expires_at)
+        new_id = await stored.create_admin_key(
+            change.connection,
+            organization_id=organization_id,
+            name=row.name,
+            digest=minted.digest,
+            redacted_value=minted.redacted_value,
+            now=change.now,
+            expires_at=row.expires_at,
+        )
+        asked = {"rotated_from": str(key_id), **body.model_dump(mode="json", exclude_unset=True)}
+        await change.audit("admin_key.rotated", f"admin_key:{new_id}", organization_id, **asked)
+        return CreatedKey(object="admin_key", **_shown(new_id, successor, minted, change))
 
     return await request.change(effect)
 
@@ -271,8 +316,7 @@ async def _check_models(connection: AsyncConnection, models: Sequence[str] | Non
 
 
 def _minted(kind: KeyKind, body: NewKey, change: Change) -> MintedKey:
-    if body.expires_at is not None and body.expires_at <= change.now:
-        raise InvalidRequest("The key would expire before it is used. Give a later expires_at.", param="expires_at")
+    issuing.check_expiry(change, body.expires_at)
     return mint(kind, change.pepper)
 
 

@@ -135,4 +135,4 @@ async def live_project(connection: AsyncConnection, project_id: UUID) -> AnyRow:
 
 async def _audit(change: Change, action: str, row: AnyRow, body: Body | None = None) -> None:
     asked = body.model_dump(mode="json", exclude_unset=True) if body else {}
-    await change.audit(action, f"project:{row.id}", row.organization_id, **asked)
+    await change.audit(action, f"project:{row.id}", row.organization_id, row.id, **asked)

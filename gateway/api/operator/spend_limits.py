@@ -52,6 +52,7 @@ class SpendLimit(BaseModel):
     api_key_id: UUID | None
     amount: Money
     is_hard: bool
+    set_by: Literal["operator", "organization"]
     alert_percents: list[int]
     month: str
     spent: Money
@@ -64,13 +65,13 @@ async def set_spend_limit(organization_id: UUID, body: NewSpendLimit, request: O
 
     async def effect(change: Change) -> SpendLimit:
         organization = await open_organization(change.connection, organization_id)
-        await _check_scope(change.connection, organization_id, body)
+        key_id = await _check_scope(change.connection, organization_id, body)
         amount = body.amount.units(organization.currency, "amount")
         limit = StoredLimit(
             id=uuid7(change.now),
             organization_id=organization_id,
             project_id=body.project_id,
-            api_key_id=body.api_key_id,
+            api_key_id=key_id,
             amount=amount,
             is_hard=body.is_hard,
             alert_percents=tuple(sorted(set(body.alert_percents))),
@@ -114,7 +115,9 @@ async def remove_spend_limit(organization_id: UUID, limit_id: UUID, request: Ope
     return await request.change(effect)
 
 
-async def _check_scope(connection: AsyncConnection, organization_id: UUID, body: NewSpendLimit) -> None:
+async def _check_scope(connection: AsyncConnection, organization_id: UUID, body: NewSpendLimit) -> UUID | None:
+    """The key whose spending is counted: a key that took the place of another is counted with that."""
+    counted: UUID | None = None
     if body.project_id is not None and body.api_key_id is not None:
         raise InvalidRequest("Give project_id or api_key_id, not both.", param="api_key_id")
     if body.project_id is not None:
@@ -122,10 +125,12 @@ async def _check_scope(connection: AsyncConnection, organization_id: UUID, body:
     elif body.api_key_id is not None:
         row = await stored_keys.find_key(connection, api_key, body.api_key_id)
         owner = None if row is None else row.organization_id
+        counted = None if row is None else row.counted_as or row.id
     else:
-        return
+        return None
     if owner != organization_id:
         raise NotFound("There is no such project or key in this organization.")
+    return counted
 
 
 async def _shown(connection: AsyncConnection, limit: StoredLimit, currency: str, now: datetime) -> SpendLimit:
@@ -138,6 +143,7 @@ async def _shown(connection: AsyncConnection, limit: StoredLimit, currency: str,
         api_key_id=limit.api_key_id,
         amount=Money.of(limit.amount, currency),
         is_hard=limit.is_hard,
+        set_by="organization" if limit.set_by == "organization" else "operator",
         alert_percents=list(limit.alert_percents),
         month=f"{month:%Y-%m}",
         spent=Money.of(spent, currency),

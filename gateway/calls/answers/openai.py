@@ -18,7 +18,7 @@ from models.errors import TollgateError
 class OpenAIStream:
     """The backend's own events."""
 
-    __slots__ = ("_deployment", "_is_usage_passed", "_like", "_makes_usage", "_meter", "_request")
+    __slots__ = ("_deployment", "_is_usage_passed", "_like", "_makes_usage", "_meter", "_request", "_unopened")
 
     def __init__(self, request: CallRequest, origin: CallOrigin, deployment: Deployment, meter: Meter) -> None:
         self._request = request
@@ -28,6 +28,10 @@ class OpenAIStream:
         self._is_usage_passed = False
         # One usage report a choice (llama.cpp): the client gets their sum, made by us; nor does any know the cost.
         self._makes_usage = (meter.dialect.sums_choices and request.choices > 1) or request.tells_cost
+        # Choices that are generated side by side begin in any order (llama.cpp), but openai-python's `stream()` takes
+        # the first that it sees for number 0, and crashes or mixes them up.
+        has_order = request.choices == 1 or not meter.dialect.sums_choices
+        self._unopened = 0 if has_order or request.endpoint is not Endpoint.CHAT_COMPLETIONS else request.choices
 
     def event(self, raw: bytes, chunk: Chunk, data: bytes) -> bytes:
         """The event, byte for byte, less what the client did not ask for."""
@@ -46,7 +50,18 @@ class OpenAIStream:
                 raw = replace(raw, b"usage", usage, b"null" if wanted else None)
         if chunk.model and self._deployment.backend_model != self._request.model:
             raw = replace(raw, b"model", chunk.model, encode(self._request.model))
+        if self._unopened and chunk.choices:
+            raw = self._opening(data) + raw
         return raw
+
+    def _opening(self, data: bytes) -> bytes:
+        """An event in which all choices begin, in order; `data` is of the first event of the backend."""
+        nothing: list[dict[str, Any]] = [
+            {"index": index, "delta": {}, "finish_reason": None} for index in range(self._unopened)
+        ]
+        self._unopened = 0
+        like = {**head_of(read_any(data)), "model": self._request.model}
+        return b"data: " + encode({**like, "choices": nothing}) + b"\n\n"
 
     def aside(self, raw: bytes) -> bytes:
         """What is not understood is the client's to understand."""

@@ -33,7 +33,7 @@ RECEIPT_FIELDS = frozenset(
     }
     | {"deployment", "streamed", "ending", "usage_source", "input_tokens", "cached_tokens", "cache_write_tokens"}
     | {"output_tokens", "reasoning_tokens", "amount", "hold", "price_version_ids", "funding", "reported", "counted"}
-    | {"corrects", "corrected_by"}
+    | {"corrects", "corrected_by", "images", "audio_seconds", "batch", "version"}
 )
 GRANT_FIELDS = frozenset(
     {"id", "kind", "amount", "remaining", "priority", "effective_at", "expires_at", "scope", "voided_at"}

@@ -175,7 +175,8 @@ class Month:
         assert rates is not None
         whole = chance.randrange(1, 4_000)
         cached, output = chance.randrange(whole), chance.randrange(1, 2_000)
-        usage = TokenUsage(whole, output, cached, (whole - cached) // 3, output // 4)
+        images, seconds = (whole % 3, whole % 60) if name == "=large" else (0, 0)
+        usage = TokenUsage(whole, output, cached, (whole - cached) // 3, output // 4, images, seconds)
         origin = CallOrigin(
             call_id=uuid7(moment),
             organization_id=one.id,
@@ -415,14 +416,15 @@ class Month:
 
 
 def _prices() -> dict[tuple[str, str, str], tuple[PriceVersion, ...]]:
-    """Two periods with other prices; the second model has no price of its own for what is read from a cache."""
+    """Two periods with other prices; the second model makes images and sound, and has no price for what is cached."""
     found: dict[tuple[str, str, str], tuple[PriceVersion, ...]] = {}
     for currency, factor in (("USD", 1), ("KRW", 1_400)):
         for size, name in enumerate(MODELS, 1):
             versions = []
             for start, end, percent in ((BEGIN - timedelta(days=1), CHANGE, 100), (CHANGE, None, 117)):
                 meters = {Meter.INPUT: 1_501, Meter.OUTPUT: 6_007, Meter.REQUEST: 7}
-                meters |= {Meter.CACHED_INPUT: 333} if size == 1 else {}
+                others = {Meter.IMAGE: 700_001, Meter.AUDIO_SECOND: 3_001}
+                meters |= {Meter.CACHED_INPUT: 333} if size == 1 else others
                 for meter, weight in meters.items():
                     price = MilliUnits(weight * size * percent * factor)
                     versions.append(PriceVersion(uuid7(start), "default", name, meter, currency, price, start, end))

@@ -53,7 +53,7 @@ async def test_effective_cost_of_usage_is_what_the_calls_cost(books: Books, kind
     assert ours == sums(charges, "organization_id", "currency", of="amount")
 
 
-async def test_tokens_are_those_of_the_calls(books: Books) -> None:
+async def test_quantities_are_those_of_the_calls(books: Books) -> None:
     usage = [row for row in (await books.make("focus")).rows if row["ChargeCategory"] == "Usage"]
     charges = [row for row in (await books.make("charges")).rows if not row["corrects"]]
     ours = sums(usage, "SkuMeter", of="ConsumedQuantity")
@@ -65,6 +65,8 @@ async def test_tokens_are_those_of_the_calls(books: Books) -> None:
         "Output Tokens": sum(int(row["output_tokens"]) - int(row["reasoning_tokens"]) for row in charges),
         "Reasoning Tokens": sum(int(row["reasoning_tokens"]) for row in charges),
         "Requests": len(charges),
+        "Images": sum(int(row["images"]) for row in charges),
+        "Audio Seconds": sum(int(row["audio_seconds"]) for row in charges),
     }
     assert {meter: int(units) for (meter,), units in ours.items()} == expected
 

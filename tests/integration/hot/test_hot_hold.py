@@ -245,10 +245,40 @@ async def test_a_refusal_for_money_takes_no_rate_and_shows_it(
     assert await raw.execute("EXISTS", tenant.rates_key, tenant.in_flight_key) == 0
 
 
+async def test_a_bucket_of_a_day_refills_in_a_day(store: HotStore, raw: HotConnection, tenant: Tenant) -> None:
+    await open_shard(store, tenant)
+    of_day, of_minute = RateBucket("a:requests_a_day", 2, 1, 1_440), RateBucket("a:requests", 100, 1)
+    for left in (1, 0):
+        hold = await placed(store, tenant.request(buckets=(of_day, of_minute)))
+        assert [state.remaining for state in hold.buckets] == [left, 98 + left]
+    refused = await store.hold(tenant.request(buckets=(of_day, of_minute)), EPOCH)
+    assert isinstance(refused, RefusedHold)
+    assert refused.scope == "a:requests_a_day"
+    half_a_day = 43_200_000
+    assert half_a_day - 10_000 < refused.retry_after_ms <= half_a_day
+    # Half a day later there is room for one.
+    [level] = await raw.execute("HMGET", tenant.rates_key, "a:requests_a_day")
+    full, written_at = level.split()
+    await raw.execute("HSET", tenant.rates_key, "a:requests_a_day", b"%b %d" % (full, int(written_at) - half_a_day))
+    await placed(store, tenant.request(buckets=(of_day,)))
+    assert isinstance(await store.hold(tenant.request(buckets=(of_day,)), EPOCH), RefusedHold)
+
+
+async def test_the_largest_bucket_of_a_day_is_counted_exactly(
+    store: HotStore, raw: HotConnection, tenant: Tenant
+) -> None:
+    await open_shard(store, tenant)
+    most = 100_000_000
+    await raw.execute("HSET", tenant.rates_key, "a:requests_a_day", f"{(most - 2) * 86_400_000} {2**43}")
+    for left in (1, 0):
+        hold = await placed(store, tenant.request(buckets=(RateBucket("a:requests_a_day", most, 1, 1_440),)))
+        assert hold.buckets[0].remaining == left
+
+
 async def test_idle_buckets_are_forgotten(store: HotStore, raw: HotConnection, tenant: Tenant) -> None:
     await open_shard(store, tenant)
     await placed(store, tenant.request(buckets=(RateBucket("a:requests", 5, 1),)))
-    assert 60 < await raw.execute("TTL", tenant.rates_key) <= 120
+    assert 86_400 < await raw.execute("TTL", tenant.rates_key) <= 90_000
 
 
 async def test_organizations_of_a_shard_do_not_share_money(store: HotStore, tenant: Tenant) -> None:

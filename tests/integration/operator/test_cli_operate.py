@@ -95,9 +95,15 @@ async def test_a_customer_from_the_first_command_to_the_last(command_line: Comma
     assert await command_line.answer("project", "list", organization["id"]) == [project]
     key = await command_line.answer("key", "create", project["id"], "server", "--expires-at", "2099-01-01")
     assert key["value"].startswith("tg_live_")
+    bound = ("--network", "10.0.0.0/8", "--endpoint", "/v1/embeddings")
+    key = await command_line.answer("key", "create", project["id"], "server", "--expires-at", "2099-01-01", *bound)
+    assert (key["networks"], key["endpoints"]) == (["10.0.0.0/8"], ["/v1/embeddings"])
+    successor = await command_line.answer("key", "rotate", project["id"], key["id"], "--overlap-seconds", "60")
+    assert successor["networks"] == key["networks"]
     revoked = await command_line.answer("key", "revoke", project["id"], key["id"])
     assert revoked["revoked_at"] is not None
-    assert await command_line.answer("key", "list", project["id"]) == [revoked]
+    listed = await command_line.answer("key", "list", project["id"])
+    assert [each["id"] for each in listed][1:] == [key["id"], successor["id"]]
 
     closed = await command_line.answer("org", "close", organization["id"], "--yes")
     assert closed["closed_at"] is not None

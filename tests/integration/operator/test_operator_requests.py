@@ -114,7 +114,7 @@ async def test_a_change_and_its_audit_entry_commit_together(world: World, monkey
     async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the audit log cannot be written")
 
-    monkeypatch.setattr("gateway.api.operator.requests.write_audit", fail)
+    monkeypatch.setattr("gateway.api.transactions.write_audit", fail)
     assert (await world.post("/organizations", {"name": "B"})).status_code == 500
     assert await world.count("organization") == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -179,6 +180,63 @@ async def test_an_api_key_is_shown_once_and_works(world: World) -> None:
     assert str(principal.api_key_id) == key["id"]
     assert principal.models == frozenset({"tiny"})
     assert principal.key_limits.requests_per_minute == 7
+
+
+async def test_a_key_is_bound_to_endpoints_and_networks(world: World) -> None:
+    key = await world.api_key(endpoints=["/v1/embeddings"], networks=["10.0.0.0/8", "2001:DB8::1"])
+    assert (key["endpoints"], key["networks"]) == (["/v1/embeddings"], ["10.0.0.0/8", "2001:db8::1/128"])
+    scope = (await world.parts.keys.principal(key["value"])).scope
+    assert scope is not None
+    assert scope.endpoints == frozenset({"/v1/embeddings"})
+    assert scope.networks == (ip_network("10.0.0.0/8"), ip_network("2001:db8::1/128"))
+    path = f"/projects/{key['project_id']}/api_keys/{key['id']}"
+    await world.made(path, {"endpoints": None, "networks": None})
+    assert (await world.parts.keys.principal(key["value"])).scope is None
+    wrongs: list[dict[str, Any]] = [{"endpoints": ["/v1/none"]}, {"networks": ["10.0.0.0/33"]}, {"networks": []}]
+    for wrong in wrongs:
+        assert refusal(await world.post(path, wrong))[0] == 422
+
+
+async def test_a_rotated_key_has_the_same_bounds_and_counts(world: World, clock: MovableClock) -> None:
+    await world.model()
+    bounds = {"models": ["tiny"], "networks": ["10.0.0.0/8"], "limits": {"requests_per_minute": 7}}
+    key = await world.api_key(**bounds)
+    path = f"/projects/{key['project_id']}/api_keys"
+    limit = {"amount": usd("1.000000000"), "api_key_id": key["id"]}
+    await world.made(f"/organizations/{key['organization_id']}/spend_limits", limit)
+    new = await world.made(f"{path}/{key['id']}/rotate", {"overlap_seconds": 60}, idempotency_key="once")
+    assert await world.made(f"{path}/{key['id']}/rotate", {"overlap_seconds": 60}, idempotency_key="once") == new
+    assert {name: new[name] for name in bounds} == {name: key[name] for name in bounds}
+    assert new["value"] != key["value"]
+    old, next_one = [await world.parts.keys.principal(each["value"]) for each in (key, new)]
+    assert next_one.counted_as == old.api_key_id
+    assert next_one.spend_limits == old.spend_limits != ()
+    clock.move(timedelta(seconds=61))
+    with pytest.raises(NotAuthenticated):
+        await world.parts.keys.principal(key["value"])
+    third = await world.made(f"{path}/{new['id']}/rotate", {"overlap_seconds": 0})
+    assert (await world.parts.keys.principal(third["value"])).counted_as == old.api_key_id, "the first of them counts"
+    # A limit that is set for a successor is one of the whole line.
+    again = {"amount": usd("2.000000000"), "api_key_id": third["id"]}
+    changed = await world.made(f"/organizations/{key['organization_id']}/spend_limits", again)
+    assert changed["api_key_id"] == key["id"]
+    assert refusal(await world.post(f"{path}/{key['id']}/rotate", {}))[0] == 409
+    await world.made(f"{path}/{third['id']}/revoke")
+    assert refusal(await world.post(f"{path}/{third['id']}/rotate", {}))[0] == 409
+    assert refusal(await world.post(f"{path}/{third['project_id']}/rotate", {}))[0] == 404
+
+
+async def test_a_rotated_admin_key(world: World, clock: MovableClock) -> None:
+    organization = await world.organization()
+    path = f"/organizations/{organization['id']}/admin_keys"
+    old = await world.made(path, {"name": "a"})
+    new = await world.made(f"{path}/{old['id']}/rotate", {"overlap_seconds": 60})
+    assert (new["name"], new["expires_at"]) == ("a", None)
+    await world.parts.keys.admin(old["value"])
+    await world.parts.keys.admin(new["value"])
+    clock.move(timedelta(seconds=61))
+    with pytest.raises(NotAuthenticated):
+        await world.parts.keys.admin(old["value"])
 
 
 async def test_a_key_names_only_models_that_exist(world: World) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from billing.months import month_of
 from billing.notices import notice
 from billing.settlement import grant_credit, void_grant
+from billing.store.spend_alerts import create_spend_alert, update_spend_alert
 from gateway import destinations, worker
 from gateway.deliveries import Post, deliver
 from gateway.destinations import public_address
@@ -82,8 +83,10 @@ async def spend(payments: Payments, customer: Customer, dollars: int, at: dateti
     async with payments.parts.engine.begin() as connection:
         await connection.execute(
             text(
-                "insert into usage_hour (organization_id, hour, project_id, api_key_id, model, amount) values"
-                " (:id, date_trunc('hour', cast(:at as timestamptz)), :project, :key, 'm', :amount)"
+                "insert into usage_hour (organization_id, hour, project_id, api_key_id, model, endpoint, batch,"
+                " price_version_ids, amount) values"
+                " (:id, date_trunc('hour', cast(:at as timestamptz)), :project, :key, 'm', '/v1/embeddings', false,"
+                " '{}', :amount)"
             ),
             {
                 "id": UUID(customer.id),
@@ -100,6 +103,39 @@ async def endpoint(payments: Payments, receiver: Receiver, **fields: Any) -> dic
 
 
 # What is noticed -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_spend_alert_is_told_once_a_month_and_again_when_it_is_raised(
+    payments: Payments, customer: Customer, clock: MovableClock
+) -> None:
+    values = {"organization_id": UUID(customer.id), "recipients": ["a@example.com"], "subject_prefix": None}
+    async with payments.parts.engine.begin() as connection:
+        row = await create_spend_alert(connection, clock.now(), values | {"amount": Units(5 * DOLLAR)})
+    await spend(payments, customer, 4)
+    assert await notices(payments) == 0
+    await spend(payments, customer, 4)
+    assert sorted(await asyncio.gather(notices(payments), notices(payments))) == [0, 1]
+    assert await notices(payments) == 0
+    [told] = await alerts(payments, event="spend_alert.reached")
+    assert told["organization_id"] == customer.id
+    assert told["data"] == {
+        "spend_alert_id": str(row.id),
+        "project_id": None,
+        "month": f"{month_of(clock.now(), 'UTC'):%Y-%m}",
+        "amount": usd(5),
+        "spent": usd(8),
+        "recipients": ["a@example.com"],
+        "subject_prefix": None,
+    }
+    async with payments.parts.engine.begin() as connection:
+        await update_spend_alert(connection, row.id, {"amount": Units(8 * DOLLAR)})
+    assert await notices(payments) == 1
+    clock.move(timedelta(days=32))
+    assert await notices(payments) == 0
+    await spend(payments, customer, 9)
+    async with payments.parts.engine.begin() as connection:
+        await update_spend_alert(connection, row.id, {"removed_at": clock.now()})
+    assert await notices(payments) == 0
 
 
 async def test_each_threshold_of_a_limit_is_told_once_a_month(

@@ -156,13 +156,21 @@ def test_a_hold_comes_back_as_it_was(request: HoldRequest) -> None:
     assert entry.placed_at_ms == 1_234
 
 
+def test_a_hold_that_was_placed_before_there_were_limits_of_a_day() -> None:
+    origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, "tiny", False, NOW)
+    request = HoldRequest(origin, Units(5), RATES, 1, 1, (RateBucket("a:tokens", 10, 5),))
+    written = encode_hold(request).replace(b',"minutes":1', b"")
+    assert b"minutes" not in written
+    assert decode_hold(TIME_OF_REDIS + written[1:]).request == request
+
+
 def test_what_a_script_needs_to_end_a_call_comes_before_the_request() -> None:
     origin = CallOrigin(CALL, CALL, CALL, CALL, 0, "USD", Endpoint.EMBEDDINGS, "tiny", False, NOW)
     buckets = (RateBucket("a:tokens", 10, 5), RateBucket('"request":', 10, 1))
     places = (InFlightLimit('a,"request":', 3),)
     written = encode_hold(HoldRequest(origin, Units(5), RATES, 1, 1, buckets, places), 'one,"request":')
     front = json.loads(written.partition(b',"request":')[0] + b"}")
-    tokens = [{"scope": "a:tokens", "per_minute": 10, "cost": 5}]
+    tokens = [{"scope": "a:tokens", "per_minute": 10, "cost": 5, "minutes": 1}]
     assert front.pop("instance") == 'one,"request":'
     assert front == {"amount": "5", "tokens": tokens, "in_flight": ['a,"request":'], "spend": []}
 

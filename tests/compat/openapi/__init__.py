@@ -1,0 +1,1 @@
+"""Our own OpenAPI page, held against what is answered to requests that are made from it."""
