@@ -270,11 +270,12 @@ async def test_f10_injection_in_the_path(scene: Scene, route: Route, carol: Tena
 async def test_b10_injection_in_the_query(scene: Scene, route: Route, carol: Tenant) -> None:
     headers = own(route, carol)
     usual = (await send(scene, route, headers)).status_code
-    for text in INJECTIONS:
-        for name in (*route.query, "sort"):
-            answer = await send(scene, route, headers, f"{filled(route)}?{quote(name)}={quote(text, safe='')}")
-            assert answer.status_code in (usual, 200, 400, 404, 409, 422), (name, text, answer.text)
-            assert answer.status_code < 500 or answer.status_code == usual
+    names = (*route.query, "sort")
+    # Each text once, at one parameter after the other, and SQL at each of them.
+    tries = [(names[place % len(names)], text) for place, text in enumerate(INJECTIONS)]
+    for name, text in (*tries, *((name, INJECTIONS[0]) for name in route.query)):
+        answer = await send(scene, route, headers, f"{filled(route)}?{quote(name)}={quote(text, safe='')}")
+        assert answer.status_code in (usual, 200, 400, 404, 409, 422), (name, text, answer.text)
 
 
 BOUNDARIES = [
