@@ -17,13 +17,13 @@ TEMPLATE_ALLOWANCE_TOKENS = 512
 """What a chat template may add to the text of a request (system preamble, tool instructions). Measured: 12 text tokens
 became 21, one small tool raised a prompt from 21 to 195; the bytes of the JSON around the text cover the rest."""
 
+MINUTES_OF_A_DAY = 1_440
 AUDIO_INPUT_TOKENS_PER_SECOND = 64
 AUDIO_OUTPUT_TOKENS_PER_SECOND = 32
 """Engines encode a second of sound as at most 50 tokens (Whisper: 1,500 positions for 30 s) and write at most 448 for
 30 s of it. A long sound is cut into windows, so the model's context bounds neither."""
 IMAGE_TOKENS = 8_192
 """Where an image is told in tokens: 6,208 for the largest of the OpenAI API."""
-MINUTES_OF_A_DAY = 1_440
 
 
 def permit(principal: Principal, model: str) -> None:

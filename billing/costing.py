@@ -10,12 +10,26 @@ from uuid import UUID
 
 from billing.rounding import divide_half_even
 from billing.shares import apportion
-from models.catalog import CostKind
+from models.catalog import CostKind, Meter
 from models.money import MilliUnits, Units
 
 _MILLI: Final = 1_000
 _SECONDS_AN_HOUR: Final = 3_600
 _WATTS_A_KILOWATT: Final = 1_000
+_MILLION: Final = 1_000_000
+
+METERS: Final = {
+    CostKind.INPUT_TOKEN: Meter.INPUT,
+    CostKind.CACHED_TOKEN: Meter.CACHED_INPUT,
+    CostKind.OUTPUT_TOKEN: Meter.OUTPUT,
+    CostKind.REQUEST: Meter.REQUEST,
+}
+"""The meter that counts what a kind of cost is per; machines have none."""
+
+
+def marked_up(cost: MilliUnits, ppm: int) -> MilliUnits:
+    """What is asked for something of this cost, with `ppm` millionths of the cost on top; rounded half-even, once."""
+    return MilliUnits(divide_half_even(cost * (_MILLION + ppm), _MILLION))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,11 +22,13 @@ from billing.tokens import Tokenizers
 from gateway import telemetry
 from gateway.api import (
     alerts,
+    batches,
     billing,
     cors,
     counting,
     documents,
     errors,
+    files,
     invoices,
     openai,
     operator,
@@ -34,16 +37,19 @@ from gateway.api import (
     responses_kept,
     webhooks,
 )
-from gateway.api.counting import Counting
-from gateway.api.limits import BodyLimit
+from gateway.api.counting import COUNTING_PATHS, Counting
+from gateway.api.limits import CONTROL_BODY_LIMIT_BYTES, BodyLimit
 from gateway.api.openapi import describe_calls
 from gateway.auth import KeyRing
+from gateway.batches.runner import Batches
 from gateway.calls.capacity import Capacity
 from gateway.calls.intake import ENDPOINTS, Intake
 from gateway.calls.running import Running
+from gateway.calls.standing import Standing
 from gateway.calls.upstream import Upstreams
 from gateway.catalog import CatalogCache
 from gateway.clock import Clock
+from gateway.health import HealthChecks
 from gateway.memory import Memory
 from gateway.parts import Parts
 from gateway.recovery import Recovery
@@ -62,7 +68,14 @@ Every call is paid for exactly; its receipt is at `/v1/calls/{call_id}`, and the
 """
 
 
-def make_api(*, docs_enabled: bool, takes_webhooks: bool = True, cors_origins: Sequence[str] = ()) -> FastAPI:
+def make_api(
+    *,
+    docs_enabled: bool,
+    takes_webhooks: bool = True,
+    cors_origins: Sequence[str] = (),
+    max_file_bytes: int = CONTROL_BODY_LIMIT_BYTES,
+    max_body_bytes: int = CONTROL_BODY_LIMIT_BYTES,
+) -> FastAPI:
     """The control routes: everything but the metered endpoints. Unknown routes are refused, never passed on.
 
     Without a secret of a payment provider there is no route for its webhooks.
@@ -77,14 +90,29 @@ def make_api(*, docs_enabled: bool, takes_webhooks: bool = True, cors_origins: S
         redirect_slashes=False,
     )
     # Documents before whatever takes `/invoices/{id}`, which would take `{id}.pdf` for an id.
-    rooms = (openai, counting, responses_kept, documents, billing, alerts, invoices, organization, operator, probes)
-    for room in rooms:
+    for room in (
+        openai,
+        counting,
+        responses_kept,
+        files,
+        batches,
+        documents,
+        billing,
+        alerts,
+        invoices,
+        organization,
+        operator,
+        probes,
+    ):
         api.include_router(room.router)
     if takes_webhooks:
         api.include_router(webhooks.router)
     describe_calls(api)
     errors.install(api)
-    api.add_middleware(BodyLimit)
+    # These read their body themselves, once their caller is known.
+    larger = {("POST", path): max(max_body_bytes, CONTROL_BODY_LIMIT_BYTES) for path in COUNTING_PATHS}
+    larger[("POST", files.UPLOAD_PATH)] = max_file_bytes + files.FORM_BYTES
+    api.add_middleware(BodyLimit, larger=larger)
     if cors_origins:
         cors.install(api, cors_origins)
     return api
@@ -97,13 +125,18 @@ class Tollgate:
         self.settings = settings
         takes_webhooks = bool(settings.payment_webhook_secrets)
         self.api = make_api(
-            docs_enabled=settings.docs_enabled, takes_webhooks=takes_webhooks, cors_origins=settings.cors_origins
+            docs_enabled=settings.docs_enabled,
+            takes_webhooks=takes_webhooks,
+            cors_origins=settings.cors_origins,
+            max_file_bytes=settings.max_file_bytes,
+            max_body_bytes=settings.max_body_bytes,
         )
         self.parts: Parts
         self.running: Running
         self._counting: Counting
         self.readiness: probes.Readiness
         self._intake: Intake
+        self._batches: Batches
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -120,6 +153,7 @@ class Tollgate:
             paths=ENDPOINTS,
             body_seconds=settings.body_timeout_seconds,
             body_limit_bytes=settings.max_body_bytes,
+            patience={files.UPLOAD_PATH.encode(): settings.upload_timeout_seconds},
             **options,
         )
 
@@ -140,6 +174,7 @@ class Tollgate:
             instance=str(instance),
         )
         pepper = settings.key_pepper.get_secret_value().encode()
+        health = HealthChecks(clock.now)
         self.parts = Parts(
             settings=settings,
             clock=clock,
@@ -148,11 +183,18 @@ class Tollgate:
             keys=KeyRing(engine, pepper, clock, settings.key_cache_seconds),
             catalog=CatalogCache(engine, settings.catalog_refresh_seconds),
             memory=Memory(engine, clock, settings.total_timeout_seconds),
+            health=health,
         )
         upstreams = Upstreams(settings.connect_timeout_seconds)
-        self.running = Running(settings, hot, upstreams, Capacity(settings), Tokenizers(), journal, self.parts.memory)
-        telemetry.BACKENDS.read = self.running.capacity.gauges
+        capacity = Capacity(settings, health)
+        self.running = Running(settings, hot, upstreams, capacity, Tokenizers(), journal, self.parts.memory)
+        catalog, check_seconds = self.parts.catalog, settings.health_check_seconds
+        standing = Standing(capacity, lambda: catalog.current, health, check_seconds, clock.now)
+        telemetry.BACKENDS.read = capacity.gauges
         self._intake = Intake(self.parts, self.running)
+        # Connections of its own: batches never keep a key from being looked up.
+        batch_engine = make_engine(settings.database_url.get_secret_value(), application_name="tollgate-batches")
+        self._batches = Batches(replace(self.parts, engine=batch_engine), self._intake, self.running)
         self.readiness = probes.Readiness(self.parts)
         self.api.state.parts = self.parts
         self.api.state.counting = self._counting = Counting(self.running.tokenizers)
@@ -163,6 +205,8 @@ class Tollgate:
             asyncio.create_task(self.running.watch(self._stop)),
             asyncio.create_task(self.running.keep_checkpoints(self._stop)),
             asyncio.create_task(self._follow_catalog()),
+            asyncio.create_task(self._batches.run(self._stop)),
+            asyncio.create_task(standing.run(self._stop)),
         ]
         if journal is not None:
             recovery = Recovery(journal, hot, engine, self.parts.catalog, clock.now, self.running.call_ids)
@@ -200,11 +244,14 @@ class Tollgate:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._batches.close()
         if self.running.journal is not None:
             await self.running.journal.close()
         await self._counting.close()
         self.running.upstreams.close()
         self.running.tokenizers.close()
+        if self.parts.health is not None:
+            await self.parts.health.close()
         await self.parts.hot.close()
         await self.parts.engine.dispose()
 

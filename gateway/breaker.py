@@ -2,7 +2,8 @@
 
 Five failures in a row, or half of at least twenty calls within ten seconds, open the breaker for five seconds. Then one
 call at a time goes through as a probe: its success closes the breaker, its failure doubles the pause, up to a minute
-(facts on reliability, section 8).
+(facts on reliability, section 8). A deployment that is unhealthy or in maintenance is suspended: as one whose breaker
+is open, but no call probes it. Whoever comes back, or is new, has its whole share of the calls after half a minute.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ FEWEST_CALLS = 20
 FAILED_SHARE = 0.5
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
+SLOW_START_SECONDS = 30.0
+FIRST_SHARE = 0.1
+"""Part of its weight with which a deployment begins that is new or has come back: its caches are cold."""
+
+_NEVER = float("inf")
 
 
 class State(StrEnum):
@@ -61,13 +67,18 @@ class Passage:
 class Breaker:
     """The breaker of one deployment, as this process sees it."""
 
-    __slots__ = ("_calls", "_failures", "_failures_in_a_row", "_passage", "_pause_seconds", "_probe", "_until")
+    __slots__ = (
+        *("_back_at", "_calls", "_failures", "_failures_in_a_row", "_passage", "_pause_seconds", "_probe", "_until"),
+        "_warm_at",
+    )
 
     def __init__(self) -> None:
         # One for all calls that pass while it is closed, so that passing costs nothing; None while it is not.
         self._passage: Passage | None = Passage(self)
         self._probe: Passage | None = None
         self._until: float | None = None
+        self._back_at = 0.0
+        self._warm_at = 0.0
         self._pause_seconds = 0.0
         self._failures_in_a_row = 0
         self._calls = Window(WINDOW_SECONDS)
@@ -99,7 +110,31 @@ class Breaker:
 
     def pause_seconds(self, now: float) -> float:
         """Time until a call may pass; 0 where one may now, or as soon as the running probe has ended."""
-        return 0.0 if self._until is None else max(0.0, self._until - now)
+        if self._until is None:
+            return 0.0
+        # When one that is suspended comes back is expected, not known.
+        until = self._until if self._until != _NEVER else self._back_at
+        return min(max(0.0, until - now), LONGEST_PAUSE_SECONDS)
+
+    def share(self, now: float) -> float:
+        """The part of its weight that the deployment counts with: less than 1 while it starts slowly."""
+        missing = self._warm_at - now
+        return 1.0 if missing <= 0 else max(FIRST_SHARE, 1 - missing / SLOW_START_SECONDS)
+
+    def start_slowly(self, now: float) -> None:
+        """The deployment is new, or has come back."""
+        self._warm_at = now + SLOW_START_SECONDS
+
+    def suspend(self, back_at: float) -> None:
+        """Let no call through until `resume`, which is expected at `back_at`. Again is harmless."""
+        self._passage = self._probe = None
+        self._until, self._back_at = _NEVER, back_at
+
+    def resume(self, now: float) -> None:
+        """Let calls through again, if it was suspended."""
+        if self._until == _NEVER:
+            self._close()
+            self.start_slowly(now)
 
     def _succeeded(self, passage: Passage, now: float) -> None:
         if passage is self._passage:
@@ -107,6 +142,7 @@ class Breaker:
             self._failures_in_a_row = 0
         elif passage is self._probe:
             self._close()
+            self.start_slowly(now)
 
     def _failed(self, passage: Passage, now: float) -> None:
         if passage is self._passage:

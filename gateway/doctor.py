@@ -236,7 +236,7 @@ async def _backends(catalog: Catalog) -> list[Finding]:
 async def _backend(client: httpx.AsyncClient, backend: Backend) -> Finding:
     headers = {"authorization": f"Bearer {backend.credential}"} if backend.credential else {}
     try:
-        answer = await client.get(f"{backend.url.rstrip('/')}/v1/models", headers=headers)
+        answer = await client.get(f"{backend.url.rstrip('/')}{backend.path_prefix or '/v1'}/models", headers=headers)
         fault = None if answer.status_code < 400 else f"answers {answer.status_code}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         fault = f"cannot be reached ({type(error).__name__})"
@@ -249,7 +249,8 @@ async def _backend(client: httpx.AsyncClient, backend: Backend) -> Finding:
 
 
 async def _tokenizers(catalog: Catalog) -> list[Finding]:
-    return [await _tokenizer(model) for model in catalog.models.values()]
+    # An alias counts as its targets do.
+    return [await _tokenizer(model) for model in catalog.models.values() if not model.targets]
 
 
 async def _tokenizer(model: Model) -> Finding:
@@ -282,7 +283,7 @@ def _models(catalog: Catalog, now: datetime) -> Iterator[Finding]:
         )
         yield _finding(
             "deployment",
-            bool(model.deployments),
+            bool(model.deployments or model.targets),
             f"Model {model.id} is deployed.",
             f"Model {model.id} runs on no backend. Add one with `tollgate backend add`.",
         )

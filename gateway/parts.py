@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.auth import KeyRing
     from gateway.catalog import CatalogCache
     from gateway.clock import Clock
+    from gateway.health import HealthChecks
     from gateway.memory import Memory
     from gateway.settings import Settings
 
@@ -29,6 +30,8 @@ class Parts:
     keys: KeyRing
     catalog: CatalogCache
     memory: Memory
+    health: HealthChecks | None = None
+    """Where this process asks backends how they are: not in a test of single routes."""
 
 
 def parts_of(connection: HTTPConnection) -> Parts:

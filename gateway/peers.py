@@ -16,9 +16,14 @@ def check_scope(
     scope: KeyScope, path: str, peer: str, headers: Iterable[tuple[bytes, bytes]], trusted: Sequence[Network]
 ) -> None:
     """Raise `NotPermitted` unless a key of this scope may call this metered path from this peer."""
+    check_endpoint(scope, path)
+    check_network(scope, peer, headers, trusted)
+
+
+def check_endpoint(scope: KeyScope, path: str) -> None:
+    """Raise `NotPermitted` unless a key of this scope may call this metered path."""
     if scope.endpoints is not None and path not in scope.endpoints:
         raise NotPermitted(f"This key may not call {path}. Ask the owner of the organization.")
-    check_network(scope, peer, headers, trusted)
 
 
 def check_network(

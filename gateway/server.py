@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
@@ -56,12 +56,15 @@ class PublicProtocol(HttpToolsProtocol):
         paths: Collection[str],
         body_seconds: float,
         body_limit_bytes: int,
+        patience: Mapping[bytes, float] | None = None,
         **options: Any,
     ) -> None:
+        """`patience` is the time in which a body must arrive on those paths that take larger ones."""
         super().__init__(*arguments, **options)
         self._metered = metered
         self._paths = {path.encode(): path for path in paths}
-        self._body_seconds = body_seconds
+        self._body_seconds = self._usual_body_seconds = body_seconds
+        self._patience = patience or {}
         self._body_limit_bytes = body_limit_bytes
 
     # asyncio.Protocol ------------------------------------------------------------------------------------------------
@@ -125,11 +128,13 @@ class PublicProtocol(HttpToolsProtocol):
         path = self._paths.get(self.url.partition(b"?")[0])
         if path is None or self.parser.get_method() != b"POST":
             url, headers, expects_continue = self.url, self.headers, self.expect_100_continue
+            self._body_seconds = self._patience.get(url, self._usual_body_seconds)
             super().on_message_begin()
             self.url, self.expect_100_continue = url, expects_continue
             self.headers += headers
             super().on_headers_complete()
             return
+        self._body_seconds = self._usual_body_seconds
         before = self.cycle
         is_http_1_0 = self.parser.get_http_version() == "1.0"
         self.cycle = exchange = Exchange(  # type: ignore[assignment]

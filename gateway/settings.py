@@ -98,9 +98,22 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = Field(300, description="Time that open streams have to end after SIGTERM")
     key_cache_seconds: Seconds = Field(3, le=5, description="Time for which a key is not looked up again")
     catalog_refresh_seconds: Seconds = Field(1, description="Time between looks for a changed catalog")
+    health_check_seconds: float = Field(
+        5, ge=0, le=3_600, description="Time between two health checks of each backend; 0: no checks"
+    )
     audit_share: float = Field(0.01, ge=0, le=1, description="Share of calls whose output we count ourselves, too")
     journal_dir: Path | None = Field(
         None, description="Directory of the journal, on a disk that lasts; none: no journal"
+    )
+    max_file_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest file that is uploaded")
+    max_organization_file_bytes: int = Field(
+        10 * 1024 * 1024 * 1024, gt=0, description="What the files of one organization may be together"
+    )
+    upload_timeout_seconds: Seconds = Field(600, description="Time in which an uploaded file must arrive")
+    batch_calls: int = Field(16, ge=0, description="Lines of batches that a process runs at a time; 0: none")
+    batch_share: float = Field(0.5, gt=0, le=1, description="Share of a backend's max_in_flight that batches may take")
+    batch_lease_seconds: int = Field(
+        60, ge=1, le=3_600, description="Silence of a gateway after which another runs its lines of batches"
     )
     invoice_grace_hours: int = Field(
         24, ge=0, le=744, description="How long after a month's end its late calls are waited for"
@@ -119,16 +132,6 @@ class Settings(BaseSettings):
         """The totals above which a person must look, in ledger units by currency."""
         return {code: parse_amount(amount, code) for code, amount in self.invoice_safety_total.items()}
 
-    @field_validator("media_hosts")
-    @classmethod
-    def _refuse_unusable_hosts(cls, hosts: frozenset[str]) -> frozenset[str]:
-        for host in hosts:
-            if not re.fullmatch(r"(?=.*[a-z])[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", host) or "." not in host:
-                raise ValueError(
-                    f"{host!r} is not a host name such as img.example, in small letters and without a port"
-                )
-        return hosts
-
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _read_networks(cls, value: Any) -> Any:
@@ -138,6 +141,16 @@ class Settings(BaseSettings):
             return tuple(ip_network(text.strip()) for text in value.split(",") if text.strip())
         except ValueError as error:
             raise ValueError(f"it is not a list of networks such as 10.0.0.0/8,192.168.1.7: {error}") from None
+
+    @field_validator("media_hosts")
+    @classmethod
+    def _refuse_unusable_hosts(cls, hosts: frozenset[str]) -> frozenset[str]:
+        for host in hosts:
+            if not re.fullmatch(r"(?=.*[a-z])[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", host) or "." not in host:
+                raise ValueError(
+                    f"{host!r} is not a host name such as img.example, in small letters and without a port"
+                )
+        return hosts
 
     @field_validator("payment_webhook_secrets", mode="before")
     @classmethod

@@ -542,6 +542,7 @@ class BackendGauge(NamedTuple):
     tokens: int
     waiting: int
     breakers: tuple[BreakerGauge, ...]
+    is_healthy: bool = True
 
 
 class BackendGauges(Collector):
@@ -556,15 +557,17 @@ class BackendGauges(Collector):
         in_flight = GaugeMetricFamily("tollgate_backend_calls_in_flight", "Calls that a backend runs.", labels=labels)
         tokens = GaugeMetricFamily("tollgate_backend_reserved_tokens", "Tokens these may take.", labels=labels)
         waiting = GaugeMetricFamily("tollgate_backend_calls_waiting", "Calls that wait for it.", labels=labels)
+        healthy = GaugeMetricFamily("tollgate_backend_healthy", "0 where health checks fail.", labels=labels)
         meaning = "0 where calls pass, 1 where none does, 0.5 while one is tried."
         state = GaugeMetricFamily("tollgate_breaker_open", meaning, labels=("backend", "model"))
         for gauge in self.read():
             in_flight.add_metric((gauge.backend,), gauge.in_flight)
             tokens.add_metric((gauge.backend,), gauge.tokens)
             waiting.add_metric((gauge.backend,), gauge.waiting)
+            healthy.add_metric((gauge.backend,), int(gauge.is_healthy))
             for breaker in gauge.breakers:
                 state.add_metric((gauge.backend, breaker.model), _BREAKER_VALUES[breaker.state])
-        yield from (in_flight, tokens, waiting, state)
+        yield from (in_flight, tokens, waiting, healthy, state)
 
 
 _BREAKER_VALUES: Final = {"closed": 0.0, "half_open": 0.5, "open": 1.0}

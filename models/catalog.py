@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
@@ -103,7 +103,11 @@ class CostKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A model server. `url` is its root without a path; `credential` is what it demands as a Bearer token."""
+    """A model server. `url` is its root without a path; `credential` is what it demands as a Bearer token.
+
+    `region` is where it stands, for organizations whose calls must stay somewhere. `path_prefix` is in the place of
+    `/v1`, for providers that have their API elsewhere.
+    """
 
     id: UUID
     name: str
@@ -111,22 +115,70 @@ class Backend:
     url: str
     credential: str | None = field(default=None, repr=False)
     max_in_flight: int | None = None
+    region: str | None = None
+    path_prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time of maintenance, from `start` (inclusive) to `end` (exclusive)."""
+
+    start: datetime
+    end: datetime
+
+    def contains(self, moment: datetime) -> bool:
+        """Whether the maintenance goes on at that moment."""
+        return self.start <= moment < self.end
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One model on one backend, under the name the backend knows it by."""
+    """One model on one backend, under the name the backend knows it by: `backend_model`, which names the version, too.
+
+    Of the deployments that are able those of the lowest `priority` are used. One with a `pool` takes the calls of the
+    organizations bound to that pool, and no others. In its `windows` it takes no new calls.
+    """
 
     id: UUID
     model: str
     backend: Backend
     backend_model: str
     weight: int = 1
+    priority: int = 0
+    pool: str | None = None
+    windows: tuple[Window, ...] = ()
+
+
+class PricedAs(StrEnum):
+    """At whose price a fallback serves: that of the model that was asked for, or its own."""
+
+    REQUESTED = "requested"
+    FALLBACK = "fallback"
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """The model that serves when none of another one's deployments can; `when_full`: also when all of them are full."""
+
+    model: str
+    priced_as: PricedAs = PricedAs.REQUESTED
+    when_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model that an alias stands for, and how large a share of its callers go there."""
+
+    model: str
+    weight: int
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A language model as it is sold. `tokenizer` is a path of a tokenizer.json or the name of a tiktoken encoding."""
+    """A language model as it is sold. `tokenizer` is a path of a tokenizer.json or the name of a tiktoken encoding.
+
+    One with `targets` is an alias: it has prices, but no deployments; each of its callers is served by one of them.
+    """
 
     id: str
     context_length: int
@@ -134,6 +186,35 @@ class Model:
     tokenizer: str | None = None
     billed_count: BilledCount = BilledCount.BACKEND
     deployments: tuple[Deployment, ...] = ()
+    fallback: Fallback | None = None
+    targets: tuple[Target, ...] = ()
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationRouting:
+    """Where an organization's calls may go: only into `regions` (None: anywhere), and to the deployments of `pool`.
+
+    Without `uses_shared` they go to its pool and nowhere else; with it the pool comes first.
+    """
+
+    regions: frozenset[str] | None = None
+    pool: str | None = None
+    uses_shared: bool = True
+
+    def choose(self, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+        """Those of the deployments that may take a call of the organization; its own rank before all shared ones."""
+        return tuple(
+            replace(each, priority=each.priority - _OWN_FIRST) if each.pool is not None else each
+            for each in deployments
+            if (self.regions is None or each.backend.region in self.regions)
+            and (each.pool == self.pool if each.pool is not None else self.uses_shared or self.pool is None)
+        )
+
+
+_OWN_FIRST: Final = 1_000_000
+"""More than any priority: what is reserved for an organization is used before what all share."""
+_ANYWHERE: Final = OrganizationRouting()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +359,25 @@ class Catalog:
     """Price versions by (book, currency, model)."""
     parents: dict[str, str | None] = field(default_factory=dict)
     """The book that a price book inherits from, by book; a book that is not here inherits from none."""
+    batch_books: dict[str, str] = field(default_factory=dict)
+    """The book by which calls of a batch are priced, by the book of their organization; a book may name none."""
+    routing: dict[UUID, OrganizationRouting] = field(default_factory=dict)
+    """Organizations whose calls do not go everywhere, by id."""
     _pinned: dict[tuple[str, str, str], tuple[datetime, datetime, Rates | None]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _open: dict[tuple[str, UUID | None], tuple[Deployment, ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def deployments(self, model: Model, organization: UUID) -> tuple[Deployment, ...]:
+        """The deployments of a model that are open to an organization; put together once for each."""
+        rule = self.routing.get(organization) if self.routing else None
+        key = (model.id, None if rule is None else organization)
+        known = self._open.get(key)
+        if known is None:
+            known = self._open[key] = (rule or _ANYWHERE).choose(model.deployments)
+        return known
 
     def rates(self, book: str, currency: str, model: str, moment: datetime) -> Rates | None:
         """The rates in force, or None where the model has no price that sells it (`SOLD_BY`).
@@ -292,12 +389,28 @@ class Catalog:
         known = self._pinned.get(key)
         if known is not None and known[0] <= moment < known[1]:
             return known[2]
-        line = [self.prices.get((name, currency, model), ()) for name in line_of(book, self.parents)]
+        line = self._line(book, currency, model)
         changes = {change for versions in line for one in versions for change in (one.effective_from, one.effective_to)}
         since = max((change for change in changes if change and change <= moment), default=_BEFORE_ALL)
         until = min((change for change in changes if change and change > moment), default=_AFTER_ALL)
-        # The nearest book comes last and has the last word.
-        found = {one.meter: one for versions in reversed(line) for one in versions if one.in_force(moment)}
-        rates = rates_of(found)
+        rates = rates_of(self.versions(book, currency, model, moment))
         self._pinned[key] = since, until, rates
         return rates
+
+    def batch_rates(self, book: str, currency: str, model: str, moment: datetime) -> Rates | None:
+        """The rates of a call in a batch: those of the book that `book` names for that, else the usual ones.
+
+        What a book inherits are prices; the book that its parent names for batches may be dearer than itself.
+        """
+        cheaper = self.batch_books.get(book)
+        rates = None if cheaper is None else self.rates(cheaper, currency, model, moment)
+        return rates or self.rates(book, currency, model, moment)
+
+    def versions(self, book: str, currency: str, model: str, moment: datetime) -> dict[Meter, PriceVersion]:
+        """The prices in force, by meter, each from the nearest book that has one."""
+        # The nearest book comes last and has the last word.
+        line = reversed(self._line(book, currency, model))
+        return {one.meter: one for versions in line for one in versions if one.in_force(moment)}
+
+    def _line(self, book: str, currency: str, model: str) -> list[tuple[PriceVersion, ...]]:
+        return [self.prices.get((name, currency, model), ()) for name in line_of(book, self.parents)]

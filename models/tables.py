@@ -311,6 +311,8 @@ backend = Table(
     Column("url", Text, nullable=False),
     Column("credential", Text),
     Column("max_in_flight", Integer),
+    Column("region", Text),
+    Column("path_prefix", Text),
     _created_at(),
     Column("disabled_at", MOMENT),
     _one_of("kind", "vllm", "sglang", "llamacpp", "ollama", "tgi", "openai"),
@@ -323,10 +325,28 @@ model = Table(
     Column("context_length", Integer, nullable=False),
     Column("tokenizer", Text),
     Column("billed_count", Text, nullable=False, server_default="backend"),
+    Column("capabilities", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    # The model that serves where no deployment of this one can, at whose price, and whether also where all are full.
+    Column("fallback_id", Text, ForeignKey("model.id")),
+    Column("fallback_priced_as", Text, nullable=False, server_default="requested"),
+    Column("fallback_when_full", Boolean, nullable=False, server_default=text("false")),
     _created_at(),
     Column("disabled_at", MOMENT),
     _one_of("billed_count", "backend", "tiktoken", "lower"),
+    _one_of("fallback_priced_as", "requested", "fallback"),
     CheckConstraint("context_length > 0", name="context_length"),
+    CheckConstraint("fallback_id <> id", name="fallback"),
+)
+
+alias = Table(
+    "alias",
+    metadata,
+    # An alias is a model, with prices, that has targets instead of deployments: a list of {"model", "weight"}.
+    Column("model_id", Text, ForeignKey("model.id"), primary_key=True),
+    Column("targets", JSONB, nullable=False),
+    # Those before the last change, to go back to in one step.
+    Column("previous", JSONB),
+    Column("moved_at", MOMENT, nullable=False),
 )
 
 deployment = Table(
@@ -337,9 +357,37 @@ deployment = Table(
     Column("backend_id", Uuid, ForeignKey("backend.id"), nullable=False),
     Column("backend_model", Text, nullable=False),
     Column("weight", Integer, nullable=False, server_default="1"),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    Column("pool", Text),
     _created_at(),
     Column("disabled_at", MOMENT),
     CheckConstraint("weight > 0", name="weight"),
+)
+
+maintenance = Table(
+    "maintenance",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("backend_id", Uuid, ForeignKey("backend.id"), nullable=False),
+    # None: all models on the backend.
+    Column("model_id", Text, ForeignKey("model.id")),
+    Column("starts_at", MOMENT, nullable=False),
+    Column("ends_at", MOMENT, nullable=False),
+    Column("note", Text),
+    _created_at(),
+    Column("cancelled_at", MOMENT),
+    CheckConstraint("starts_at < ends_at", name="order"),
+    Index("maintenance_backend_id_idx", "backend_id"),
+)
+
+organization_routing = Table(
+    "organization_routing",
+    metadata,
+    Column("organization_id", Uuid, ForeignKey("organization.id"), primary_key=True),
+    # None: anywhere.
+    Column("regions", ARRAY(Text)),
+    Column("pool", Text),
+    Column("uses_shared", Boolean, nullable=False, server_default=text("true")),
 )
 
 price_book = Table(
@@ -350,7 +398,10 @@ price_book = Table(
     Column("parent", Text, ForeignKey("price_book.id")),
     Column("created_by", Text, nullable=False),
     _created_at(),
+    # The book that calls of a batch are priced by, where it has a price; it may be changed.
+    Column("batch_book", Text, ForeignKey("price_book.id")),
     CheckConstraint("parent <> id", name="parent"),
+    CheckConstraint("batch_book <> id", name="batch_book"),
 )
 
 price_version = Table(
@@ -1117,6 +1168,123 @@ reconciliation = Table(
     Column("estimated_calls", BigInteger),
     _one_of("verdict", "baseline", "equal", "differs", "restarted", "unreachable"),
     Index("reconciliation_backend_id_idx", "backend", "id"),
+)
+
+# Files and batches ---------------------------------------------------------------------------------------------------
+
+file = Table(
+    "file",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False, index=True),
+    Column("project_id", Uuid, ForeignKey("project.id"), nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    # Of the content that is there now.
+    Column("size_bytes", BigInteger, nullable=False, server_default="0"),
+    # False while its content is on its way: nobody sees such a file, and it is dropped when it stays so.
+    Column("is_complete", Boolean, nullable=False, server_default="false"),
+    _created_at(),
+    Column("expires_at", MOMENT, nullable=False, index=True),
+    _one_of("purpose", "batch", "batch_output"),
+    Index("file_project_id_id_idx", "project_id", "id"),
+)
+
+file_chunk = Table(
+    "file_chunk",
+    metadata,
+    Column("file_id", Uuid, ForeignKey("file.id", ondelete="CASCADE"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False),
+    Column("project_id", Uuid, ForeignKey("project.id"), nullable=False),
+    # The caller of every line.
+    Column("api_key_id", Uuid, ForeignKey("api_key.id"), nullable=False),
+    Column("endpoint", Text, nullable=False),
+    # No references: a file may be deleted, and the batch goes on naming it.
+    Column("input_file_id", Uuid, nullable=False),
+    Column("output_file_id", Uuid),
+    Column("error_file_id", Uuid),
+    Column("status", Text, nullable=False),
+    Column("metadata", JSONB),
+    # How long its output files are kept.
+    Column("output_seconds", Integer, nullable=False),
+    # Of the first line.
+    Column("model", Text),
+    # Why it failed or was stopped.
+    Column("errors", JSONB),
+    Column("total", Integer, nullable=False, server_default="0"),
+    Column("completed", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("input_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("output_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
+    _created_at(),
+    Column("expires_at", MOMENT, nullable=False),
+    Column("in_progress_at", MOMENT),
+    Column("finalizing_at", MOMENT),
+    Column("completed_at", MOMENT),
+    Column("failed_at", MOMENT),
+    Column("expired_at", MOMENT),
+    Column("cancelling_at", MOMENT),
+    Column("cancelled_at", MOMENT),
+    _one_of(
+        "status",
+        *("validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"),
+    ),
+    Index("batch_project_id_id_idx", "project_id", "id"),
+    Index(
+        "batch_open_idx",
+        "id",
+        postgresql_where=text("status in ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+    ),
+)
+
+batch_line = Table(
+    "batch_line",
+    metadata,
+    # Rows are there from the validation of a batch until its output files are written.
+    Column("batch_id", Uuid, ForeignKey("batch.id"), primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("custom_id", Text, nullable=False),
+    Column("model", Text),
+    Column("body", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False, server_default="waiting"),
+    # Of the attempt that runs or was the last; stored before the call is sent.
+    Column("call_id", Uuid),
+    # When it may be taken: by anybody where it waits, by another gateway where it runs. Of the database's clock.
+    Column("due_at", MOMENT, nullable=False, server_default=func.now()),
+    # Times it was put off, and times it failed.
+    Column("delays", Integer, nullable=False, server_default="0"),
+    Column("failures", SmallInteger, nullable=False, server_default="0"),
+    Column("status", SmallInteger),
+    Column("answer", LargeBinary),
+    _one_of("state", "waiting", "running", "done"),
+    CheckConstraint("(state = 'done') = (answer is not null)", name="answer"),
+    CheckConstraint("state = 'waiting' or call_id is not null", name="call_id"),
+    Index("batch_line_due_idx", "batch_id", "due_at", postgresql_where=text("state <> 'done'")),
+)
+
+lost_attempt = Table(
+    "lost_attempt",
+    metadata,
+    # Of a batch's line whose answer nobody has got: what it was charged, if it was, is given back.
+    Column("call_id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, ForeignKey("batch.id"), nullable=False),
+    Column("line", Integer, nullable=False),
+    Column("organization_id", Uuid, ForeignKey("organization.id"), nullable=False),
+    Column("seen_at", MOMENT, nullable=False, server_default=func.now()),
+    # When the book is asked next what it was charged; null once that is settled. Of the database's clock.
+    Column("look_at", MOMENT, server_default=func.now()),
+    Column("returned", AMOUNT, nullable=False, server_default="0"),
+    Index("lost_attempt_look_at_idx", "look_at", postgresql_where=text("look_at is not null")),
 )
 
 # Administration ------------------------------------------------------------------------------------------------------

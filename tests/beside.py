@@ -44,6 +44,8 @@ def environment_beside(stage: Stage, port: int, journal: Path) -> dict[str, str]
         "TOLLGATE_PORT": str(port),
         "TOLLGATE_INTERNAL_PORT": "0",
         "TOLLGATE_JOURNAL_DIR": str(journal),
+        # Scripted backends count their visitors.
+        "TOLLGATE_HEALTH_CHECK_SECONDS": "0",
     }
 
 

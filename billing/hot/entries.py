@@ -64,8 +64,14 @@ def decode_charge(payload: bytes) -> Charge:
 def encode_request(request: HoldRequest) -> bytes:
     """What a hold asks for as JSON: the larger part of what Redis and the journal keep of it."""
     encoded = _encoder.encode(request)
-    encoded = encoded.replace(_ORIGIN_DEFAULTS, b"}", 1).replace(_RATES_DEFAULTS, b"}", 1)
-    return encoded[: -len(_HOLD_DEFAULTS)] + b"}" if encoded.endswith(_HOLD_DEFAULTS) else encoded
+    # Ids and names alone are longer than where the search begins.
+    origin_end, rates_end = encoded.find(_ORIGIN_DEFAULTS, 200), encoded.rfind(_RATES_DEFAULTS)
+    if origin_end < 0 or rates_end < 0 or not encoded.endswith(_HOLD_DEFAULTS):
+        # Not as most calls are: all of it is written.
+        return encoded
+    rates = encoded[origin_end + len(_ORIGIN_DEFAULTS) : rates_end]
+    limits = encoded[rates_end + len(_RATES_DEFAULTS) : -len(_HOLD_DEFAULTS)]
+    return encoded[:origin_end] + b"}" + rates + b"}" + limits + b"}"
 
 
 def encode_hold(request: HoldRequest, instance: str = "", encoded: bytes = b"") -> bytes:
@@ -155,7 +161,10 @@ def _defect(charge: Charge, payload: bytes) -> str | None:
         return "negative tokens"
     if max(charge.input_tokens, charge.output_tokens) > _LARGEST_TOKENS:
         return "more tokens than a column holds"
-    if not (0 <= charge.images <= _LARGEST_TOKENS and 0 <= charge.audio_seconds <= _LARGEST_TOKENS):
+    # Most calls have neither, and each booking asks.
+    if (charge.images or charge.audio_seconds) and not (
+        0 <= charge.images <= _LARGEST_TOKENS and 0 <= charge.audio_seconds <= _LARGEST_TOKENS
+    ):
         return "images or seconds of audio below zero, or more than a column holds"
     if charge.cached_tokens + charge.cache_write_tokens > charge.input_tokens:
         return "more cached than input tokens"

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_one, fetch_optional, fetch_page
-from billing.store.price_books import book_parents
+from billing.store.price_books import batch_books, book_parents
 from billing.store.prices import price_version_of
-from models.catalog import Backend, BackendKind, Catalog, Deployment, Model, PriceVersion
+from billing.store.routing import alias_targets, organizations_with_rules, windows
+from models.catalog import (
+    Backend,
+    BackendKind,
+    Catalog,
+    Deployment,
+    Fallback,
+    Model,
+    PricedAs,
+    PriceVersion,
+    Target,
+)
 from models.ids import uuid7
-from models.tables import backend, catalog_revision, deployment, model, price_version
+from models.tables import alias, backend, catalog_revision, deployment, model, price_version
 from models.usage import BilledCount
 
 
@@ -27,7 +38,9 @@ class DeploymentPlan:
 
     backend_id: UUID
     backend_model: str
-    weight: int
+    weight: int = 1
+    priority: int = 0
+    pool: str | None = None
 
 
 async def revision(connection: AsyncConnection) -> int:
@@ -37,7 +50,9 @@ async def revision(connection: AsyncConnection) -> int:
 
 async def load_catalog(connection: AsyncConnection) -> Catalog:
     """Everything on sale. Models stay in it without a deployment: a call to them is refused as unavailable."""
-    deployments = await _deployments(connection)
+    deployments, targets = await _deployments(connection), await alias_targets(connection)
+    alive = select(model).where(model.c.disabled_at.is_(None)).order_by(model.c.id)
+    rows = {row.id: row for row in await connection.execute(alive)}
     models = {
         row.id: Model(
             id=row.id,
@@ -46,8 +61,13 @@ async def load_catalog(connection: AsyncConnection) -> Catalog:
             tokenizer=row.tokenizer,
             billed_count=BilledCount(row.billed_count),
             deployments=tuple(deployments[row.id]),
+            fallback=_fallback(row) if row.fallback_id in rows else None,
+            targets=tuple(Target(*each) for each in targets.get(row.id, ()) if each[0] in rows),
+            capabilities=tuple(row.capabilities),
         )
-        for row in await connection.execute(select(model).where(model.c.disabled_at.is_(None)).order_by(model.c.id))
+        for row in rows.values()
+        # An alias whose every target is disabled stands for nothing.
+        if row.id not in targets or any(name in rows and weight for name, weight in targets[row.id])
     }
     prices: dict[tuple[str, str, str], list[PriceVersion]] = defaultdict(list)
     for row in await connection.execute(select(price_version).order_by(price_version.c.id)):
@@ -57,22 +77,54 @@ async def load_catalog(connection: AsyncConnection) -> Catalog:
         models=models,
         prices={key: tuple(versions) for key, versions in prices.items()},
         parents=await book_parents(connection),
+        batch_books=await batch_books(connection),
+        routing=await organizations_with_rules(connection),
     )
 
 
+def _fallback(row: AnyRow) -> Fallback:
+    return Fallback(row.fallback_id, PricedAs(row.fallback_priced_as), row.fallback_when_full)
+
+
 async def _deployments(connection: AsyncConnection) -> defaultdict[str, list[Deployment]]:
-    backends = {
-        row.id: Backend(row.id, row.name, BackendKind(row.kind), row.url, row.credential, row.max_in_flight)
-        for row in await connection.execute(select(backend).where(backend.c.disabled_at.is_(None)))
-    }
+    backends = {row.id: backend_of(row) for row in await connection.execute(_enabled_backends())}
+    planned = await windows(connection)
     found: defaultdict[str, list[Deployment]] = defaultdict(list)
     alive = select(deployment).where(deployment.c.disabled_at.is_(None)).order_by(deployment.c.id)
     for row in await connection.execute(alive):
         if row.backend_id in backends:
+            at = (*planned.get((row.backend_id, None), ()), *planned.get((row.backend_id, row.model_id), ()))
             found[row.model_id].append(
-                Deployment(row.id, row.model_id, backends[row.backend_id], row.backend_model, row.weight)
+                Deployment(
+                    row.id,
+                    row.model_id,
+                    backends[row.backend_id],
+                    row.backend_model,
+                    row.weight,
+                    row.priority,
+                    row.pool,
+                    at,
+                )
             )
     return found
+
+
+def _enabled_backends() -> Select[*tuple[Any, ...]]:
+    return select(backend).where(backend.c.disabled_at.is_(None))
+
+
+def backend_of(row: AnyRow) -> Backend:
+    """The value that a row of `backend` holds."""
+    return Backend(
+        id=row.id,
+        name=row.name,
+        kind=BackendKind(row.kind),
+        url=row.url,
+        credential=row.credential,
+        max_in_flight=row.max_in_flight,
+        region=row.region,
+        path_prefix=row.path_prefix,
+    )
 
 
 # Backends ------------------------------------------------------------------------------------------------------------
@@ -133,20 +185,32 @@ async def deploy(connection: AsyncConnection, model_id: str, plans: Sequence[Dep
     for pair, plan in wanted.items():
         if pair in known:
             again = update(deployment).where(deployment.c.id == known[pair].id)
-            await connection.execute(again.values(weight=plan.weight, disabled_at=None))
+            await connection.execute(again.values(asdict(plan) | {"disabled_at": None}))
         else:
-            values = {
-                "backend_id": plan.backend_id,
-                "backend_model": plan.backend_model,
-                "weight": plan.weight,
-                "created_at": now,
-            }
-            await connection.execute(insert(deployment).values(id=uuid7(now), model_id=model_id, **values))
+            values = asdict(plan) | {"model_id": model_id, "created_at": now}
+            await connection.execute(insert(deployment).values(id=uuid7(now), **values))
+
+
+async def add_deployment(connection: AsyncConnection, model_id: str, plan: DeploymentPlan, now: datetime) -> bool:
+    """Add a deployment to those of a model; False where there is one of this model under this name already."""
+    same = select(deployment).where(
+        deployment.c.model_id == model_id,
+        deployment.c.backend_id == plan.backend_id,
+        deployment.c.backend_model == plan.backend_model,
+    )
+    known = await fetch_optional(connection, same)
+    if known is None:
+        values = asdict(plan) | {"model_id": model_id, "created_at": now}
+        await connection.execute(insert(deployment).values(id=uuid7(now), **values))
+    elif known.disabled_at is not None:
+        await connection.execute(update(deployment).where(deployment.c.id == known.id).values(disabled_at=None))
+    return known is None or known.disabled_at is not None
 
 
 async def list_models(connection: AsyncConnection, page: Page) -> tuple[list[AnyRow], bool]:
-    """A page of models, by id."""
-    return await fetch_page(connection, select(model), model.c.id, page)
+    """A page of models by id, without aliases."""
+    own = select(model).where(model.c.id.not_in(select(alias.c.model_id)))
+    return await fetch_page(connection, own, model.c.id, page)
 
 
 async def find_model(connection: AsyncConnection, model_id: str) -> AnyRow | None:

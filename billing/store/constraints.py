@@ -20,11 +20,21 @@ _CONFLICTS: Final = {
 }
 _INVALID: Final = {
     "price_version_model_id_fk": ("There is no such model. Create it before its prices.", "model"),
+    "price_book_batch_book_fk": (
+        "There is no such price book. Create it before it is named for batches.",
+        "batch_book",
+    ),
+    "price_book_batch_book_check": (
+        "A price book cannot name itself for batches. Name another, or none.",
+        "batch_book",
+    ),
     "price_book_parent_fk": ("There is no such price book. Create the parent before its children.", "parent"),
     "allowance_book_fk": ("There is no such price book. Create it, or publish a price in it, first.", "book"),
     "revenue_share_model_fk": ("There is no such model. Create it before its shares.", "model"),
     "model_cost_model_fk": ("There is no such model. Create it before its costs.", "model"),
     "machine_use_model_fk": ("There is no such model. Create it before what it ran on.", "model"),
+    "model_fallback_id_fk": ("There is no such model to fall back to. Create it first.", "fallback"),
+    "model_fallback_check": ("A model cannot stand in for itself.", "fallback"),
     "deployment_backend_id_fk": ("There is no such backend. Create it before its models.", "deployments"),
     "organization_prepaid_without_credit_check": (
         "A prepaid organization has no credit limit. Make it postpaid or hybrid, or leave the limit out.",

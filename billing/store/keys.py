@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_optional, fetch_page
-from billing.store.spend_limits import hard_limits_of_keys
+from billing.store.spend_limits import hard_limits_of_key, read_hard_limits
 from models.account import (
     NO_LIMITS,
     AdminPrincipal,
@@ -27,7 +27,6 @@ from models.account import (
     Network,
     OperatorPrincipal,
     Principal,
-    SpendLimit,
 )
 from models.ids import uuid7
 from models.tables import admin_key, api_key, operator_key, organization, project, rate_limit
@@ -63,6 +62,7 @@ async def find_api_keys(
             project.c.models_mode.label("project_models_mode"),
             project.c.models.label("project_models"),
             _MODEL_LIMITS,
+            hard_limits_of_key().label("spend_limits"),
             *_limits_of(api_key, "key"),
             *_limits_of(project, "project"),
             *_limits_of(organization, "organization"),
@@ -79,19 +79,19 @@ async def find_api_keys(
             organization.c.closed_at.is_(None),
         )
     )
-    found = rows.all()
-    keys = [(row.organization_id, row.project_id, row.counted_as or row.id) for row in found]
-    limits = await hard_limits_of_keys(connection, keys) if keys else {}
-    return {
-        row.digest: KnownKey(row.digest, _principal(row, limits[row.counted_as or row.id]), row.expires_at)
-        for row in found
-    }
+    return {row.digest: KnownKey(row.digest, _principal(row), row.expires_at) for row in rows}
 
 
 async def find_api_key(connection: AsyncConnection, digest: bytes, now: datetime) -> Principal | None:
     """The caller behind one digest, or None where there is none alive."""
     known = (await find_api_keys(connection, [digest], now)).get(digest)
     return known.principal if known else None
+
+
+async def find_api_key_by_id(connection: AsyncConnection, key_id: UUID, now: datetime) -> Principal | None:
+    """The caller behind a key whose secret nobody shows now, or None where it is not alive."""
+    digest = (await connection.execute(select(api_key.c.digest).where(api_key.c.id == key_id))).scalar_one_or_none()
+    return None if digest is None else await find_api_key(connection, digest, now)
 
 
 async def find_admin_keys(
@@ -341,7 +341,7 @@ def _scope(row: AnyRow) -> KeyScope | None:
     )
 
 
-def _principal(row: AnyRow, spend_limits: tuple[SpendLimit, ...]) -> Principal:
+def _principal(row: AnyRow) -> Principal:
     models, denied = _models(row)
     return Principal(
         organization_id=row.organization_id,
@@ -355,7 +355,7 @@ def _principal(row: AnyRow, spend_limits: tuple[SpendLimit, ...]) -> Principal:
         organization_limits=_limits(row, "organization"),
         project_limits=_limits(row, "project"),
         key_limits=_limits(row, "key"),
-        spend_limits=spend_limits,
+        spend_limits=read_hard_limits(row.spend_limits),
         timezone=row.timezone,
         denied=denied,
         scope=_scope(row),

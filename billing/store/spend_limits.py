@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Text, and_, cast, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.account import SpendLimit
@@ -55,9 +55,7 @@ class StoredLimit:
     @property
     def scope(self) -> str:
         """Its name in the hot store, without the month."""
-        if self.api_key_id is not None:
-            return f"key:{self.api_key_id}"
-        return "organization" if self.project_id is None else f"project:{self.project_id}"
+        return _scope(self.project_id, self.api_key_id)
 
 
 async def set_limit(connection: AsyncConnection, limit: StoredLimit) -> None:
@@ -156,35 +154,39 @@ async def booked_between(connection: AsyncConnection, limit: Scoped, starts_at: 
     return Units(int((await connection.execute(statement)).scalar_one()))
 
 
-async def hard_limits_of_keys(
-    connection: AsyncConnection, keys: Collection[tuple[UUID, UUID, UUID]]
-) -> dict[UUID, tuple[SpendLimit, ...]]:
-    """By API key, given as organization, project and key: the limits beyond which its calls are refused."""
-    rows = await _limits(
-        connection,
-        spend_limit.c.organization_id.in_({organization_id for organization_id, _, _ in keys}),
-        spend_limit.c.is_hard,
-        or_(
-            and_(spend_limit.c.project_id.is_(None), spend_limit.c.api_key_id.is_(None)),
-            spend_limit.c.project_id.in_({project_id for _, project_id, _ in keys}),
-            spend_limit.c.api_key_id.in_({api_key_id for _, _, api_key_id in keys}),
-        ),
-    )
-    found: dict[UUID, tuple[SpendLimit, ...]] = {}
-    for organization_id, project_id, api_key_id in keys:
-        mine = (
-            row
-            for row in rows
-            if row.organization_id == organization_id
-            and row.project_id in (None, project_id)
-            and row.api_key_id in (None, api_key_id)
+def hard_limits_of_key() -> ColumnElement[Any]:
+    """A column of a query about API keys: the limits beyond which a key's calls are refused, for `read_hard_limits`."""
+    limit = func.jsonb_build_array(spend_limit.c.project_id, spend_limit.c.api_key_id, cast(spend_limit.c.amount, Text))
+    return (
+        select(func.jsonb_agg(limit))
+        .where(
+            spend_limit.c.removed_at.is_(None),
+            spend_limit.c.is_hard,
+            spend_limit.c.organization_id == api_key.c.organization_id,
+            or_(
+                and_(spend_limit.c.project_id.is_(None), spend_limit.c.api_key_id.is_(None)),
+                spend_limit.c.project_id == api_key.c.project_id,
+                spend_limit.c.api_key_id == func.coalesce(api_key.c.counted_as, api_key.c.id),
+            ),
         )
-        # One of a scope, the least: each is counted once in the hot store.
-        least: dict[str, Units] = {}
-        for row in mine:
-            least[row.scope] = min(row.amount, least.get(row.scope, row.amount))
-        found[api_key_id] = tuple(SpendLimit(scope, amount) for scope, amount in least.items())
-    return found
+        .correlate(api_key)
+        .scalar_subquery()
+    )
+
+
+def read_hard_limits(found: Iterable[tuple[str | None, str | None, str]] | None) -> tuple[SpendLimit, ...]:
+    """The limits in a row's column `hard_limits_of_key`: one of a scope, the least, as each is counted once."""
+    least: dict[str, Units] = {}
+    for project_id, api_key_id, text in found or ():
+        scope, amount = _scope(project_id, api_key_id), Units(int(text))
+        least[scope] = min(amount, least.get(scope, amount))
+    return tuple(SpendLimit(scope, amount) for scope, amount in sorted(least.items()))
+
+
+def _scope(project_id: UUID | str | None, api_key_id: UUID | str | None) -> str:
+    if api_key_id is not None:
+        return f"key:{api_key_id}"
+    return "organization" if project_id is None else f"project:{project_id}"
 
 
 async def _limits(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> list[StoredLimit]:

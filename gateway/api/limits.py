@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.api.counting import COUNTING_PATHS
 from gateway.api.errors import render, request_id_of
 from models.errors import InvalidRequest
 
@@ -18,21 +19,25 @@ class _TooLarge(Exception):
 class BodyLimit:
     """Answers 413 for a body above the limit, announced or not, without keeping it."""
 
-    def __init__(self, app: ASGIApp, limit_bytes: int = CONTROL_BODY_LIMIT_BYTES) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit_bytes: int = CONTROL_BODY_LIMIT_BYTES,
+        larger: Mapping[tuple[str, str], int] | None = None,
+    ) -> None:
+        """`larger` are the limits of those routes, by method and path, that read their body piece by piece."""
         self._app = app
         self._limit_bytes = limit_bytes
+        self._larger = larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit_bytes = self._limit_bytes
-        if scope["path"] in COUNTING_PATHS:
-            # Read by the route itself, once its caller is known.
-            limit_bytes = max(limit_bytes, scope["app"].state.parts.settings.max_body_bytes)
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         received, is_answered = 0, False
+        limit_bytes = self._larger.get((scope["method"], scope["path"]), self._limit_bytes)
 
         async def bounded() -> Message:
             nonlocal received

@@ -6,12 +6,14 @@ The arithmetic is in `gateway/waiting.py`, `breaker.py`, `retries.py`, `lag.py` 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
 from gateway import telemetry
 from gateway.breaker import Breakers, Passage
+from gateway.calls.choice import MAX_ATTEMPTS, Choice
+from gateway.health import HealthChecks
 from gateway.lag import LoopLag
 from gateway.retries import RetryBudget
 from gateway.routing import pause_seconds, route
@@ -26,7 +28,7 @@ _SOONEST_RETRY_MS: Final = 1_000
 class Capacity:
     """Shared by all calls of a process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, health: HealthChecks | None = None) -> None:
         self.room = WaitingRoom(
             Bounds(
                 max_running=settings.max_running_calls,
@@ -40,7 +42,9 @@ class Capacity:
         self.budget = RetryBudget(settings.retry_share)
         self.lag = LoopLag()
         self._loop = asyncio.get_running_loop()
+        self._health = health
         self._catalog: Catalog | None = None
+        self._out: Mapping[UUID, float] = {}
         self._waiting: dict[Ticket, Place] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,12 +52,24 @@ class Capacity:
         """Take the backends and limits of a catalog; costs nothing for the one that is known."""
         if catalog is self._catalog:
             return
-        self._catalog = catalog
-        deployments = [each for model in catalog.models.values() for each in model.deployments]
-        changed = self.room.know({each.backend.id: each.backend for each in deployments}.values(), self._loop.time())
+        known, self._catalog = self._catalog, catalog
+        deployments, now = deployments_of(catalog), self._loop.time()
+        changed = self.room.know({each.backend.id: each.backend for each in deployments}.values(), now)
         self.breakers.keep({each.id for each in deployments})
+        if known is not None:
+            # Not at the start of a process, when all are new.
+            for added in {each.id for each in deployments} - {each.id for each in deployments_of(known)}:
+                self.breakers.of(added).start_slowly(now)
         self.seat(changed.slots)
         self.turn_away(changed.shed)
+
+    def suspend(self, out: Mapping[UUID, float]) -> None:
+        """Let these deployments take no new calls, each until about its time; those that were out before come back."""
+        for each in self._out.keys() - out.keys():
+            self.breakers.of(each).resume(self._loop.time())
+        for each, back_at in out.items():
+            self.breakers.of(each).suspend(back_at)
+        self._out = out
 
     def wait(self, ticket: Ticket, place: Place, answer: Waiting) -> None:
         """A call waits for a slot."""
@@ -91,7 +107,12 @@ class Capacity:
                 breakers.append(telemetry.BreakerGauge(model.id, str(state)))
         return [
             telemetry.BackendGauge(
-                backend.name, room.in_flight(each), room.tokens(each), room.waiting(each), tuple(breakers)
+                backend.name,
+                room.in_flight(each),
+                room.tokens(each),
+                room.waiting(each),
+                tuple(breakers),
+                is_healthy=self._health is None or self._health.of(each).is_healthy,
             )
             for each, (backend, breakers) in by_backend.items()
         ]
@@ -108,7 +129,8 @@ class Place:
 
     __slots__ = (
         "_capacity",
-        "_deployments",
+        "_choice",
+        "_chosen",
         "_jitter",
         "_organization",
         "_passage",
@@ -121,12 +143,11 @@ class Place:
         "deployment",
     )
 
-    def __init__(
-        self, capacity: Capacity, deployments: Sequence[Deployment], organization: UUID, tokens: int, jitter: float
-    ) -> None:
+    def __init__(self, capacity: Capacity, choice: Choice, organization: UUID, tokens: int, jitter: float) -> None:
         """`jitter`, from 0 to 1, spreads the times at which those who are turned away come back."""
         self._capacity = capacity
-        self._deployments = deployments
+        self._choice = choice
+        self._chosen: tuple[Deployment, ...] = ()
         self._organization = organization
         self._tokens = tokens
         self._jitter = jitter
@@ -144,7 +165,7 @@ class Place:
         """Get a slot, now or later: `then` is told None, and `deployment` is where to go, or why there is none."""
         capacity, now = self._capacity, self._capacity._loop.time()
         self._then, self._since = then, now
-        chosen = self._route(now)
+        self._chosen = chosen = self._route(now)
         if not chosen:
             self._refuse("breakers_open", self._failing(now))
             return
@@ -165,7 +186,7 @@ class Place:
             capacity.seat(capacity.room.release(slot, now))
             return
         self._slot = slot
-        here = [each for each in self._deployments if each.backend.id == slot.backend]
+        here = [each for each in self._chosen if each.backend.id == slot.backend]
         chosen = self._admitted(here, now) or self._admitted(self._route(now), now)
         if chosen is None:
             self._give_back()
@@ -177,10 +198,18 @@ class Place:
         self._tell(None)
 
     def _route(self, now: float) -> tuple[Deployment, ...]:
-        capacity, among = self._capacity, self._deployments
+        choice = self._choice
+        found = self._ranked(choice.deployments, now)
+        reserve = choice.reserve
+        if reserve is not None and (not found or (reserve.when_full and not any(map(self._has_room, found)))):
+            found += self._ranked(reserve.deployments, now)
+        return found
+
+    def _ranked(self, among: Sequence[Deployment], now: float) -> tuple[Deployment, ...]:
+        capacity = self._capacity
         if self._tried:
             among = [each for each in among if each.id not in self._tried]
-        return route(among, self._tokens, capacity.room, capacity.breakers, now)
+        return route(among, self._tokens, capacity.room, capacity.breakers, now, self._choice.prefix)
 
     def _admitted(self, chosen: Sequence[Deployment], now: float) -> Deployment | None:
         """The first of these that its breaker lets through and that has room, with the slot moved there."""
@@ -212,7 +241,7 @@ class Place:
         self._refuse(str(shed.reason), error)
 
     def _failing(self, now: float) -> Unavailable:
-        pause = pause_seconds(self._deployments, self._capacity.breakers, now)
+        pause = pause_seconds(self._choice.deployments, self._capacity.breakers, now)
         return Unavailable(
             "All backends of this model are failing. Nothing was charged; try again in a moment.",
             max(_SOONEST_RETRY_MS, self._stretched(pause)),
@@ -242,8 +271,11 @@ class Place:
         slot = self._slot
         if slot is None:
             return None
-        # A retry never waits: its client has waited already, and it would push in before others.
-        chosen = [each for each in self._route(now) if each.backend.id == slot.backend or self._has_room(each)]
+        chosen = self._free_now(self._ranked(self._choice.deployments, now), slot)
+        reserve = self._choice.reserve
+        if reserve is not None and (not chosen or len(self._tried) >= MAX_ATTEMPTS - 1):
+            # The last attempt is the fallback's, however many deployments of the model are left.
+            chosen = self._free_now(self._ranked(reserve.deployments, now), slot) + chosen
         if not chosen:
             return None
         if not capacity.budget.take(now):
@@ -254,6 +286,10 @@ class Place:
             telemetry.CALLS.retried(within_budget=True)
             self.deployment = deployment
         return deployment
+
+    def _free_now(self, ranked: Iterable[Deployment], slot: Slot) -> list[Deployment]:
+        # A retry never waits: its client has waited already, and it would push in before others.
+        return [each for each in ranked if each.backend.id == slot.backend or self._has_room(each)]
 
     def _has_room(self, deployment: Deployment) -> bool:
         return self._capacity.room.has_room(deployment.backend.id)
@@ -299,3 +335,8 @@ class Place:
         if slot is not None:
             capacity = self._capacity
             capacity.seat(capacity.room.release(slot, capacity._loop.time()))
+
+
+def deployments_of(catalog: Catalog) -> list[Deployment]:
+    """All deployments on sale."""
+    return [each for model in catalog.models.values() for each in model.deployments]

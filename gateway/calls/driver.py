@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from gateway.api.errors import render
 from gateway.api.ratelimits import rate_limit_headers
 from gateway.backends import DIALECTS
 from gateway.calls.capacity import Place
+from gateway.calls.choice import Leg
 from gateway.calls.commands import (
     CloseUpstream,
     Connect,
@@ -83,6 +84,7 @@ class Driver:
         "_is_broken",
         "_is_waiting",
         "_last_second",
+        "_legs",
         "_loop",
         "_on_end",
         "_place",
@@ -111,12 +113,14 @@ class Driver:
         now: Callable[[], datetime],
         is_audited: bool,
         on_end: Callable[[Call], None] | None = None,
+        legs: Mapping[str, Leg] | None = None,
     ) -> None:
         self.call = Call(request, hold, model, self._next_attempt, now, is_audited=is_audited)
         self.request_id = str(hold.origin.call_id)
         self._id = self.request_id.encode()
         self._running = running
         self._place = place
+        self._legs = legs
         self._first: Attempt | None = None
         self._on_end = on_end
         self._epoch = epoch
@@ -159,7 +163,10 @@ class Driver:
         """There is room for the call at a backend, or there is none."""
         if error is None:
             try:
-                self._first = self._attempt(self._place.deployment)
+                self._first = first = self._attempt(self._place.deployment)
+                if first.leg is not None:
+                    # Before the hold: it pins the rates of the model that is going to serve.
+                    self.call.hold_request = first.leg.charged(self.call.hold_request)
             except InvalidRequest as reason:
                 error = reason
             except Exception:
@@ -176,11 +183,16 @@ class Driver:
         if first is not None:
             return first
         deployment = self._place.retry() if self._has_time else None
-        return None if deployment is None else self._attempt(deployment)
+        attempt = None if deployment is None else self._attempt(deployment)
+        if attempt is not None and attempt.leg is not None and not attempt.leg.is_covered(self.call.hold_request):
+            return None
+        return attempt
 
     def _attempt(self, deployment: Deployment) -> Attempt:
-        dialect = DIALECTS[deployment.backend.kind]
-        return Attempt(deployment, dialect.body(self.call.request, self.call.model, deployment))
+        call, dialect = self.call, DIALECTS[deployment.backend.kind]
+        leg = None if self._legs is None else self._legs[deployment.model]
+        model = call.model if leg is None else leg.model
+        return Attempt(deployment, dialect.body(call.request, model, deployment), leg)
 
     def _feed(self, event: Callable[..., None], *values: Any) -> None:
         """Tell the machine what happened, and do what it says."""

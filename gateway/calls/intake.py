@@ -18,18 +18,17 @@ from gateway.api.cors import cors_lines
 from gateway.api.errors import render
 from gateway.api.requests import decode, read
 from gateway.auth import credential
-from gateway.backends import DIALECTS
 from gateway.calls.capacity import Place
+from gateway.calls.choice import choose
 from gateway.calls.driver import Driver
 from gateway.calls.machine import Call
 from gateway.calls.running import Running
 from gateway.exchange import Copy, Exchange
 from gateway.memory import claim_of
 from gateway.parts import Parts
-from gateway.peers import check_scope
+from gateway.peers import check_endpoint, check_scope
 from models.account import Principal
 from models.call import CallAnswer, CallClaim, CallOrigin, CallRequest, Endpoint
-from models.catalog import Deployment, Model
 from models.errors import InvalidRequest, ModelNotFound, TollgateError, Unavailable
 from models.ids import uuid7
 
@@ -65,6 +64,11 @@ class Intake:
             exchange.extra_lines = cors_lines(exchange.headers, self.parts.settings.cors_origins)
         arrival.do(arrival.authenticate)
 
+    def begin_line(self, exchange: Exchange, principal: Principal, call_id: UUID) -> None:
+        """A line of a batch: the caller is known, and so is the call's id, which was stored before."""
+        arrival = _Arrival(self, exchange, call_id, self.parts.clock.now(), is_batch=True)
+        arrival.do(arrival._read, principal)
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -98,6 +102,7 @@ class _Arrival:
     now: datetime
     wishes: Wishes = field(default_factory=lambda: NO_WISHES)
     kept: Kept | None = None
+    is_batch: bool = False
 
     def do(self, step: Callable[..., None], *values: Any) -> None:
         """Take a step; what it raises is the answer."""
@@ -129,7 +134,11 @@ class _Arrival:
         intake, settings = self.intake, self.intake.parts.settings
         if principal.scope is not None:
             exchange = self.exchange
-            check_scope(principal.scope, exchange.path, exchange.peer, exchange.headers, settings.trusted_proxies)
+            if self.is_batch:
+                # Who made the batch was asked where from; its lines come from nowhere.
+                check_endpoint(principal.scope, exchange.path)
+            else:
+                check_scope(principal.scope, exchange.path, exchange.peer, exchange.headers, settings.trusted_proxies)
         self._check_draining()
         if len(intake.running.drivers) >= settings.max_connections or intake.running.capacity.lag.is_shedding:
             raise Unavailable("Too many calls at the same time. Nothing was charged; try again.")
@@ -219,7 +228,8 @@ class _Arrival:
         if model is None:
             raise _no_model(request.model)
         permit(principal, model.id)
-        rates = catalog.rates(principal.price_book, principal.currency, model.id, self.now)
+        rates_of = catalog.batch_rates if self.is_batch else catalog.rates
+        rates = rates_of(principal.price_book, principal.currency, model.id, self.now)
         if rates is None:
             raise _no_model(request.model)
         origin = CallOrigin(
@@ -234,26 +244,29 @@ class _Arrival:
             request.stream,
             self.now,
             request.end_user,
+            self.is_batch,
         )
-        hold = hold_request(request, origin, principal, model, rates)
+        choice = choose(catalog, model, rates, principal, request, self.now)
+        hold = choice.hold(hold_request(request, origin, principal, choice.model, rates))
         epoch = parts.catalog.epochs.get(principal.shard)
         if epoch is None:
             raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")
         # The last bytes of a UUIDv7 are random.
         chance = self.call_id.int % 10_000 / 10_000
         tokens = hold.input_bound + hold.output_bound
-        place = Place(running.capacity, able(model, request), principal.organization_id, tokens, jitter=chance)
+        place = Place(running.capacity, choice, principal.organization_id, tokens, jitter=chance)
         Driver(
             running,
             request,
             hold,
-            model,
+            choice.model,
             place,
             self.exchange,
             epoch=epoch,
             now=parts.clock.now,
             is_audited=chance < parts.settings.audit_share,
             on_end=None if self.kept is None else self._ended,
+            legs=choice.legs,
         ).begin()
 
     def _ended(self, call: Call) -> None:
@@ -309,22 +322,6 @@ def _repeat(exchange: Exchange, answer: CallAnswer) -> None:
         (b"idempotent-replayed", b"true"),
     ]
     exchange.answer(answer.status, headers, body)
-
-
-def able(model: Model, request: CallRequest) -> tuple[Deployment, ...]:
-    """The deployments of a model whose engine can serve the request; raises why not where none can."""
-    refusal: InvalidRequest | None = None
-    found = []
-    for each in model.deployments:
-        try:
-            DIALECTS[each.backend.kind].check(request)
-        except InvalidRequest as error:
-            refusal = error
-        else:
-            found.append(each)
-    if not found:
-        raise refusal or Unavailable("All backends of this model are disabled. Nothing was charged; try again.")
-    return tuple(found)
 
 
 def _no_model(name: str) -> ModelNotFound:

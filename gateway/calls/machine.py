@@ -20,6 +20,7 @@ from gateway.backends.events import Chunk, read, read_any
 from gateway.backends.failures import failure, stream_failure
 from gateway.backends.wholes import answer_in, read_transcript
 from gateway.calls.answers import Answer, End, WholeResponse, answer_to
+from gateway.calls.choice import FALLBACK_FLAG, MAX_ATTEMPTS, Leg
 from gateway.calls.commands import (
     CloseUpstream,
     Command,
@@ -49,7 +50,6 @@ from models.money import amount_text
 from models.usage import Ending
 from models.values import value
 
-MAX_ATTEMPTS = 3
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 _RETRIED_STATUS = frozenset({502, 503})
@@ -60,10 +60,11 @@ _COMMENT = b": keep-alive\n\n"
 
 @value
 class Attempt:
-    """A deployment that can serve the call, and the body it is asked with."""
+    """A deployment that can serve the call, and the body it is asked with; `leg` where one of two models may serve."""
 
     deployment: Deployment
     body: bytes
+    leg: Leg | None = None
 
 
 class Phase(Enum):
@@ -217,8 +218,20 @@ class Call:
         self._attempts += 1
         self.deployment = attempt.deployment
         self._begin_attempt()
+        if attempt.leg is not None:
+            self._take(attempt.leg)
         self.phase = _CONNECTING
         self._do(Connect(attempt.deployment, self.request.endpoint.upstream, attempt.body))
+
+    def _take(self, leg: Leg) -> None:
+        """Go on with this model: by its count, and at the rates it is sold at. The hold covers either."""
+        assert self.hold is not None, "nothing is sent without a hold"
+        self.model = leg.model
+        if leg.is_fallback:
+            self.meter.flags.add(FALLBACK_FLAG)
+        charged = leg.charged(self.hold_request)
+        if charged is not self.hold_request:
+            self.hold_request, self.hold = charged, Hold(charged, self.hold.buckets)
 
     def upstream_sent(self) -> None:
         """The request is on its way: from here on the backend may spend tokens on it."""
@@ -235,8 +248,8 @@ class Call:
             return
         self.phase = _ANSWERING
         self._status = status
-        is_stream = content_type.startswith(b"text/event-stream")
-        self._is_event_stream = status == 200 and is_stream and self.request.endpoint.generates
+        is_stream, endpoint = content_type.startswith(b"text/event-stream"), self.request.endpoint
+        self._is_event_stream = status == 200 and is_stream and (endpoint.generates or endpoint.hears)
 
     def upstream_bytes(self, data: bytes) -> None:
         """A piece of the backend's body, split anywhere."""

@@ -60,7 +60,7 @@ class Address:
     def of(cls, backend: Backend) -> Address:
         """The address in a backend's URL. Headers come from this list alone: no client's header goes upstream."""
         url = urlsplit(backend.url)
-        base_path = url.path.rstrip("/").removesuffix("/v1")
+        base_path = backend.path_prefix or url.path.rstrip("/").removesuffix("/v1") + "/v1"
         headers = f"host: {url.netloc}\r\naccept: text/event-stream, application/json\r\nconnection: keep-alive\r\n"
         if backend.credential:
             headers += f"authorization: Bearer {backend.credential}\r\n"
@@ -70,7 +70,7 @@ class Address:
             tls=ssl.create_default_context() if url.scheme == "https" else None,
             heads={
                 endpoint: (
-                    f"POST {base_path}{endpoint} HTTP/1.1\r\n{headers}"
+                    f"POST {base_path}{endpoint.removeprefix('/v1')} HTTP/1.1\r\n{headers}"
                     f"content-type: {FORM if endpoint.hears else 'application/json'}\r\n"
                 ).encode("latin-1")
                 for endpoint in Endpoint

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import documents, invoices, payments, prices, sales, taxes, tenants
+from gateway.cli import documents, invoices, payments, prices, routes, sales, taxes, tenants
 
 invoices.invoice.command("pdf")(documents.write_pdf)
+tenants.org.command("route")(routes.route_organization)
+prices.price.command("markup")(routes.publish_markup)
 
 
 def register(app: typer.Typer) -> None:
@@ -16,6 +18,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(tenants.key, name="key")
     app.add_typer(sales.model, name="model")
     app.add_typer(sales.backend, name="backend")
+    app.add_typer(routes.alias, name="alias")
+    app.add_typer(routes.maintenance, name="maintenance")
     app.add_typer(prices.price, name="price")
     app.add_typer(invoices.invoice, name="invoice")
     app.add_typer(payments.payment, name="payment")

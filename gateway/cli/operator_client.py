@@ -42,12 +42,12 @@ class OperatorClient:
         given = {name: value for name, value in query.items() if value is not None}
         return self._answered("GET", path, params=given)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Answer:
-        """The answer of a POST; fields that are None are left out.
+    def post(self, path: str, body: Mapping[str, Any] | None = None, *, nulls: bool = False) -> Answer:
+        """The answer of a POST; fields that are None are left out, but with `nulls`.
 
         It carries an Idempotency-Key, so that it can be sent again when the answer was lost on its way.
         """
-        given = {name: value for name, value in (body or {}).items() if value is not None}
+        given = {name: value for name, value in (body or {}).items() if nulls or value is not None}
         return self._answered("POST", path, json=given or None, headers={"idempotency-key": str(uuid4())})
 
     def file(self, path: str, **query: str | None) -> httpx.Response:
@@ -152,8 +152,16 @@ def _text(answer: Answer, column: str) -> str:
 
 def _entry(value: Any) -> str:
     match value:
-        case {"backend": backend, "backend_model": name, "weight": weight}:
-            return f"{backend}={name}" + (f" ×{weight}" if weight != 1 else "")
+        case {"backend": backend, "backend_model": name, "weight": weight, **more}:
+            return " ".join(
+                (
+                    f"{backend}={name}",
+                    *((f"×{weight}",) if weight != 1 else ()),
+                    *(f"{key} {told}" for key, told in more.items() if told),
+                )
+            )
+        case {"model": name, "weight": weight}:
+            return f"{name} ×{weight}"
         case {"up_to": end, "price_per_million": per_million, "price_each": each}:
             return f"{'more' if end is None else end}={per_million or each}"
         case _:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from billing.store.engine import make_engine
-from gateway.embedded.discovery import FoundBackend, ServedModel
+from gateway.discovery import FoundBackend, ServedModel
 from gateway.embedded.errors import CannotStart
 from gateway.keys import issue_operator_key
 
@@ -85,6 +85,7 @@ def _add_catalog(operator: _Operator, backends: Sequence[FoundBackend], tokenize
 
 def _model(served: ServedModel, deployment: dict[str, Any], tokenizer: Path | None) -> dict[str, Any]:
     body: dict[str, Any] = {"id": served.id, "context_length": served.context_length, "deployments": [deployment]}
+    body |= {"capabilities": list(served.capabilities)}
     return body if tokenizer is None else body | {"tokenizer": str(tokenizer)}
 
 

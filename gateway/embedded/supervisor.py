@@ -15,10 +15,10 @@ from types import FrameType
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from gateway.embedded import datadir, discovery, llamacpp, postgres, redis, seed, tinymodel
+from gateway.discovery import FoundBackend, ServedModel
+from gateway.embedded import datadir, llamacpp, local, postgres, redis, seed, tinymodel
 from gateway.embedded.children import Child
 from gateway.embedded.datadir import DataDirectory
-from gateway.embedded.discovery import FoundBackend, ServedModel
 from gateway.embedded.errors import CannotStart
 from gateway.embedded.ports import LOOPBACK, answers_ok, demand_free
 from gateway.embedded.restarts import MOST, WINDOW_SECONDS, Restarts
@@ -193,8 +193,8 @@ class Supervisor:
     def _find_backends(self) -> tuple[list[FoundBackend], Path | None]:
         """The given backends, else the ones around, else our own with the path of its tokenizer."""
         if self._options.backends:
-            return discovery.look_at(self._options.backends), None
-        found = [] if self._options.demo else discovery.look_around(self._options.port)
+            return local.look_at(self._options.backends), None
+        found = [] if self._options.demo else local.look_around(self._options.port)
         if found:
             for backend in found:
                 self._say(

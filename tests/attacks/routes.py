@@ -22,7 +22,7 @@ class Route:
     `json` is a good body, `form` the fields of a good form. A `model` in a body is tried with one that is not sold to
     the caller. `others` are the parameters in the path as they name an object of another tenant, by the names of
     `Theirs`; `elsewhere` names the test that tries this where it takes more than is here. `query` are parameters that
-    the route reads, `needs` those that it demands.
+    the route reads, `needs` those that it demands. `streams` says that a body may be larger than that of other routes.
     """
 
     method: str
@@ -34,6 +34,7 @@ class Route:
     elsewhere: str = ""
     query: tuple[str, ...] = ()
     needs: str = ""
+    streams: bool = False
 
     @property
     def name(self) -> str:
@@ -177,9 +178,26 @@ ORGANIZATION: Final = (
 )
 """The control plane of an organization; `test_organization.py` has more of it."""
 
+_THEIRS: Final = "tests/attacks/test_files_and_batches.py::test_b01_another_tenants_object_is_not_there"
+_NO_FILE: Final = "file-" + "0" * 32
+_BATCH: Final = {"input_file_id": _NO_FILE, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+FILES: Final = (
+    Route("POST", "/v1/files", form={"purpose": "batch"}, streams=True),
+    Route("GET", "/v1/files", query=(*_PAGE, "order", "purpose")),
+    Route("GET", "/v1/files/{file_id}", elsewhere=_THEIRS),
+    Route("GET", "/v1/files/{file_id}/content", elsewhere=_THEIRS),
+    Route("DELETE", "/v1/files/{file_id}", elsewhere=_THEIRS),
+    Route("POST", "/v1/batches", json=_BATCH),
+    Route("GET", "/v1/batches", query=_PAGE),
+    Route("GET", "/v1/batches/{batch_id}", elsewhere=_THEIRS),
+    Route("POST", "/v1/batches/{batch_id}/cancel", elsewhere=_THEIRS),
+)
+"""Files and batches; `test_files_and_batches.py` has more of them."""
+
 ROUTES: Final = (
     *CALLS,
     *ORGANIZATION,
+    *FILES,
     Route("GET", "/v1/models"),
     Route("GET", "/v1/models/{model_id}", others={"model_id": "model"}),
     Route("POST", "/v1/responses/input_tokens", json={"model": "m", "input": "hi"}),

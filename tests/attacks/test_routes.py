@@ -231,7 +231,7 @@ async def test_a_key_for_other_models_is_refused(scene: Scene, route: Route, the
     assert len(scene.backend.asked) == asked
 
 
-@rows(lambda route: route.takes_body)
+@rows(lambda route: route.takes_body and not route.streams)
 async def test_d01_a_body_that_is_too_large(scene: Scene, route: Route, carol: Tenant) -> None:
     asked, balance = len(scene.backend.asked), await scene.stage.balance(carol)
     kind = "application/json" if route.form is None else "multipart/form-data; boundary=x"
@@ -245,8 +245,9 @@ async def test_d03_to_d09_a_body_that_is_none(scene: Scene, route: Route, carol:
     asked, balance = len(scene.backend.asked), await scene.stage.balance(carol)
     headers = own(route, carol)
     kind = "application/json" if route.form is None else "multipart/form-data; boundary=x"
-    # FastAPI reads the bodies of administrators, and takes what it cannot read for a wrong value.
-    refused = (415,) if route.who == "key" else (400, 415, 422)
+    # Where FastAPI reads a body, it takes what it cannot read for a wrong value.
+    is_ours = route.who == "key" and route.path != "/v1/batches"
+    refused = (415,) if is_ours else (400, 415, 422)
     for content in MALFORMED:
         is_error(await send(scene, route, headers | {"content-type": kind}, content=content), 400, 422)
     for other in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=" + "-" * 20_000):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from tests.compat.clients import CLIENTS
+from tests.compat.clients import CLIENTS, PENDING
 
 TITLES: Final = {
     "chat": "chat: plain",
@@ -18,6 +18,7 @@ TITLES: Final = {
     "structured": "chat: objects by a schema",
     "refusal": "chat: refusals",
     "reasoning": "chat: thoughts of a model",
+    "pictures": "chat: pictures",
     "responses": "responses: plain",
     "responses_stream": "responses: stream",
     "responses_tools": "responses: tools",
@@ -25,6 +26,8 @@ TITLES: Final = {
     "responses_stored": "responses: kept, gone on from, deleted",
     "responses_refusal": "responses: refusals",
     "responses_reasoning": "responses: thoughts of a model",
+    "responses_pictures": "responses: pictures",
+    "responses_counted": "responses: tokens counted before = tokens charged",
     "responses_broken": "responses: a stream that breaks raises",
     "messages": "messages: plain",
     "messages_stream": "messages: stream",
@@ -32,6 +35,7 @@ TITLES: Final = {
     "messages_tools": "messages: tools",
     "messages_structured": "messages: objects by a schema",
     "messages_reasoning": "messages: thoughts of a model",
+    "messages_pictures": "messages: pictures",
     "messages_too_long": "messages: the kind of an error",
     "messages_broken": "messages: a stream that breaks raises",
     "count_tokens": "messages: tokens counted before = tokens charged",
@@ -54,7 +58,8 @@ def table() -> str:
     guides = [f"[{name}](clients/{name}.md)" for name in CLIENTS]
     lines = [["", *guides], ["---", *[":-:"] * len(guides)]]
     for case, title in TITLES.items():
-        lines.append([title, *("yes" if case in client.cases else "" for client in CLIENTS.values())])
+        yes = "not yet" if case in PENDING else "yes"
+        lines.append([title, *(yes if case in client.cases else "" for client in CLIENTS.values())])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -19,6 +19,7 @@ from tests.compat.backend import (
     WORDS,
 )
 from tests.compat.conftest import DEMO, Key, Ran, Tollgate, case
+from tests.compat.programs.at import PICTURE, QUESTION
 
 pytestmark = pytest.mark.servers
 
@@ -137,6 +138,21 @@ def test_reasoning(ran: Ran) -> None:
     assert ran.told["usage"]["reasoning"] in (ran.charge["reasoning_tokens"], None)
 
 
+def is_seen(ran: Ran) -> None:
+    """The picture reaches the model, whatever the API has it wrapped in."""
+    assert ran.told["text"] == TEXT
+    (asked,) = ran.asked
+    parts = {part["type"]: part for part in asked.body["messages"][-1]["content"]}
+    assert parts["text"]["text"] == QUESTION
+    assert parts["image_url"]["image_url"]["url"] == f"data:image/png;base64,{PICTURE}"
+    is_finished(ran, 1)
+
+
+@case("pictures", "parrot")
+def test_pictures(ran: Ran) -> None:
+    is_seen(ran)
+
+
 # The rest of the OpenAI API ------------------------------------------------------------------------------------------
 
 
@@ -205,7 +221,17 @@ def test_responses_refusal(ran: Ran) -> None:
 @case("responses_reasoning", "thinks")
 def test_responses_reasoning(ran: Ran) -> None:
     assert (ran.told["reasoning"], ran.told["text"]) == (THOUGHT, TEXT)
-    assert ran.told["usage"]["reasoning"] == ran.charge["reasoning_tokens"]
+    assert ran.told["usage"]["reasoning"] in (ran.charge["reasoning_tokens"], None)
+
+
+@case("responses_pictures", "parrot")
+def test_responses_pictures(ran: Ran) -> None:
+    is_seen(ran)
+
+
+@case("responses_counted", DEMO)
+def test_responses_counted(ran: Ran) -> None:
+    assert ran.told["counted"] == ran.charge["input_tokens"]
 
 
 @case("responses_broken", "breaks")
@@ -258,6 +284,11 @@ def test_messages_too_long(ran: Ran) -> None:
 @case("count_tokens", DEMO)
 def test_count_tokens(ran: Ran) -> None:
     assert ran.told["counted"] == ran.charge["input_tokens"]
+
+
+@case("messages_pictures", "parrot")
+def test_messages_pictures(ran: Ran) -> None:
+    is_seen(ran)
 
 
 @case("messages_broken", "breaks")

@@ -42,6 +42,7 @@ MEANINGS: Final = {
     "rate_limit_exceeded": "A limit of key, project or organization is used up; `retry-after` says for how long.",
     "request_too_large": "The body is larger than may be.",
     "spend_limit_reached": "What key, project or organization may spend this month does not cover the call.",
+    "too_many_batches": "More batches of the organization are open than may be. Wait for one to end.",
     "unavailable": "A part of Tollgate or the model's server cannot take the call now. Nothing was charged; repeat it"
     " after `retry-after`.",
     "unknown_parameter": "There is no such parameter here; `param` names it.",
@@ -87,7 +88,7 @@ _RAISED: Final = frozenset({"InvalidRequest", "ModelNotFound", "InvalidAmount"})
 
 def errors_page() -> str:
     """Every error code, and every kind of error with its status."""
-    rows = [f"| `{code}` | {MEANINGS[code]} |" for code in sorted(error_codes())]
+    rows = [f"| `{code}` | {MEANINGS.get(code, '')} |" for code in sorted(error_codes())]
     kinds = {(shape.status, shape.type, shape.code) for shape in TABLE.values()}
     shapes = [
         f"| {status} | `{kind}` | {f'`{code}`' if code else ''} |" for status, kind, code in sorted(kinds, key=str)

@@ -221,6 +221,11 @@ async def test_a_book_keeps_its_parent_and_an_allowance_its_amount(app: AsyncEng
     for change in ("update price_book set parent = null", "delete from price_book", "truncate price_book cascade"):
         with pytest.raises(DBAPIError, match=r"price_book is append-only|allowance is append-only"):
             await _run(owner, change)
+    await _run(app, "update price_book set batch_book = 'partners' where id = 'default'")
+    with pytest.raises(DBAPIError, match="permission denied"):
+        await _run(app, "update price_book set created_by = 'me'")
+    with pytest.raises(DBAPIError, match="price_book_batch_book_check"):
+        await _run(app, "update price_book set batch_book = 'default' where id = 'default'")
     await _run(
         app,
         f"insert into allowance (id, book, currency, amount, created_by) values ('{_A}', 'partners', 'USD', 5, 'test')",
@@ -245,12 +250,13 @@ async def test_every_change_of_the_catalog_raises_its_revision(app: AsyncEngine)
         _PRICE.format(_A, "[2026-01-01,)"),
         "update price_version set effective = '[2026-01-01,2026-02-01)'",
         "insert into price_book (id, parent, created_by) values ('partners', 'default', 'test')",
+        "update price_book set batch_book = 'partners' where id = 'default'",
         "update backend set disabled_at = now()",
         "update deployment set weight = 2",
     ):
         await _run(app, statement)
         seen.append(await revision())
-    assert seen == list(range(seen[0], seen[0] + 9))
+    assert seen == list(range(seen[0], seen[0] + 10))
 
 
 async def test_partitions_begin_where_the_ids_of_a_month_begin(app: AsyncEngine, owner: AsyncEngine) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from gateway.embedded.discovery import DEFAULT_CONTEXT_LENGTH, FoundBackend, ServedModel, look_at, probe
+from gateway.discovery import DEFAULT_CONTEXT_LENGTH, FoundBackend, ServedModel, probe
 from gateway.embedded.errors import CannotStart
 from gateway.embedded.llamacpp import LlamaCpp
+from gateway.embedded.local import look_at
 from gateway.embedded.ports import free_port
 from models.catalog import BackendKind
 
@@ -80,7 +81,11 @@ def test_engine_is_recognised(answers: dict[str, Any], kind: BackendKind, contex
 def test_llamacpp_is_recognised(llamacpp: LlamaCpp) -> None:
     assert look_at([f"{llamacpp.url}/v1/"]) == [
         FoundBackend(
-            f"llamacpp-127.0.0.1-{llamacpp.port}", BackendKind.LLAMACPP, llamacpp.url, (ServedModel("tiny", 4096),)
+            f"llamacpp-127.0.0.1-{llamacpp.port}",
+            BackendKind.LLAMACPP,
+            llamacpp.url,
+            (ServedModel("tiny", 4096),),
+            has_counters=True,
         )
     ]
 

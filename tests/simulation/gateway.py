@@ -16,7 +16,7 @@ from billing.journal.batches import JournalUnavailable, Then
 from billing.journal.frames import Record
 from billing.journal.journal import Journal
 from gateway.calls.capacity import Capacity, Place
-from gateway.calls.intake import able
+from gateway.calls.choice import choose
 from gateway.calls.running import Running, RunningCall
 from gateway.catalog import CatalogCache
 from gateway.recovery import Recovery
@@ -152,14 +152,14 @@ class Gateway:
             created_at=now,
         )
         try:
-            deployments = able(model, request)
+            choice = choose(catalog, model, rates, principal, request, now)
         except InvalidRequest:
             return False
         hold = hold_request(request, origin, principal, model, rates)
         capacity = self.running.capacity
         capacity.know(catalog)
         tokens = hold.input_bound + hold.output_bound
-        place = Place(capacity, deployments, principal.organization_id, tokens, jitter=world.random.random())
+        place = Place(capacity, choice, principal.organization_id, tokens, jitter=world.random.random())
         client = SimulatedClient(self)
         is_audited = world.random.random() < _SETTINGS.audit_share
         call = SimulatedCall(

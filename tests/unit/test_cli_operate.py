@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway.cli import invoices, operate, payments, prices, sales, taxes, tenants
+from gateway.cli import invoices, operate, payments, prices, routes, sales, taxes, tenants
 
 COMMANDS = [
     (group.info.name or name, command.name or "")
@@ -18,6 +18,8 @@ COMMANDS = [
         ("key", tenants.key),
         ("model", sales.model),
         ("backend", sales.backend),
+        ("alias", routes.alias),
+        ("maintenance", routes.maintenance),
         ("price", prices.price),
         ("invoice", invoices.invoice),
         ("payment", payments.payment),
@@ -45,13 +47,15 @@ def test_each_command_has_an_example(group: str, command: str) -> None:
 
 def test_all_the_agreed_commands_are_there() -> None:
     agreed = {
-        "org": ["create", "list", "show", "update", "grant", "balance", "close"],
+        "org": ["create", "list", "show", "update", "grant", "balance", "close", "route"],
         "project": ["create", "list"],
         "key": ["create", "list", "rotate", "revoke"],
-        "model": ["add", "list", "remove"],
-        "backend": ["add", "list", "remove"],
+        "model": ["add", "list", "deploy", "fallback", "remove"],
+        "backend": ["add", "list", "discover", "take", "remove"],
+        "alias": ["add", "list", "move", "back", "remove"],
+        "maintenance": ["plan", "list", "cancel"],
         "price": [
-            *("set", "list", "export", "import", "dry-run", "add-book", "books"),
+            *("set", "list", "export", "import", "dry-run", "add-book", "books", "markup"),
             *("add-allowance", "allowances", "end-allowance"),
         ],
         "invoice": [

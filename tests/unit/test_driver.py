@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from billing.tokens import Tokenizers
 from gateway import telemetry
 from gateway.calls.capacity import Capacity, Place
+from gateway.calls.choice import Choice
 from gateway.calls.driver import Driver
 from gateway.calls.metering import Meter
 from gateway.calls.running import Running
@@ -286,7 +287,9 @@ class Scene:
         deployments = self.deployments[:1] if one_backend else self.deployments
         hold = make_call(wanted).hold_request
         hold = replace(hold, origin=replace(hold.origin, call_id=UUID(int=1_000 + number)))
-        place = Place(self.running.capacity, deployments, hold.origin.organization_id, 160, jitter=0.0)
+        place = Place(
+            self.running.capacity, Choice(self.model, deployments), hold.origin.organization_id, 160, jitter=0.0
+        )
         self.clients.append(FakeExchange())
         driver = Driver(
             self.running,

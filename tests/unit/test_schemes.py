@@ -315,6 +315,27 @@ def shelf(*versions: PriceVersion, **parents: str) -> Catalog:
     return Catalog(prices=prices, parents=dict(parents))
 
 
+def test_a_batch_is_priced_by_the_book_that_is_named_for_it() -> None:
+    catalog = shelf(
+        version(Meter.INPUT, 100, number=1),
+        version(Meter.INPUT, 80, book="partners", number=2),
+        version(Meter.INPUT, 50, book="night", number=3),
+        partners="default",
+    )
+    catalog.batch_books.update({"default": "night", "other": "empty"})
+
+    def inputs(book: str) -> tuple[int | None, int | None]:
+        found = (catalog.batch_rates(book, "USD", "m", START), catalog.rates(book, "USD", "m", START))
+        first, second = (None if rates is None else int(rates.input) for rates in found)
+        return first, second
+
+    assert inputs("default") == (50, 100)
+    assert inputs("partners") == (80, 80), "what a parent names for batches is not inherited"
+    assert inputs("other") == (None, None)
+    catalog.batch_books["default"] = "empty"
+    assert inputs("default") == (100, 100), "a book without a price of the model leaves the usual one"
+
+
 def test_a_book_inherits_meter_by_meter() -> None:
     catalog = shelf(
         version(Meter.INPUT, 100, number=1),

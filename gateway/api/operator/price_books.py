@@ -25,20 +25,29 @@ class NewPriceBook(Body):
 
     id: Slug
     parent: Slug | None = None
+    batch_book: Slug | None = None
+
+
+class BookChanges(Body):
+    """What of a price book can change: the book that calls of a batch are priced by; null is none."""
+
+    batch_book: Slug | None
 
 
 class PriceBook(BaseModel):
-    """A price book and the one that it inherits from."""
+    """A price book, the one that it inherits from, and the one that calls of a batch are priced by, where it prices
+    their model."""
 
     id: str
     object: Literal["price_book"] = "price_book"
     parent: str | None
+    batch_book: str | None
     created_at: datetime
 
     @classmethod
     def of(cls, row: AnyRow) -> PriceBook:
         """The answer for a row."""
-        return cls(id=row.id, parent=row.parent, created_at=row.created_at)
+        return cls(id=row.id, parent=row.parent, batch_book=row.batch_book, created_at=row.created_at)
 
 
 class AskedBooks(Asked):
@@ -86,9 +95,28 @@ async def create_price_book(body: NewPriceBook, request: Operator) -> Response:
     async def effect(change: Change) -> PriceBook:
         if body.parent == body.id:
             raise InvalidRequest("A price book cannot inherit from itself. Name another parent, or none.", "parent")
-        row = await price_books.create_book(change.connection, body.id, body.parent, change.actor, change.now)
+        row = await price_books.create_book(
+            change.connection, body.id, body.parent, change.actor, change.now, body.batch_book
+        )
         change.catalog_changed = True
-        await change.audit("price_book.created", f"price_book:{body.id}", parent=body.parent)
+        asked = body.model_dump(mode="json", exclude={"id"}, exclude_defaults=True)
+        await change.audit("price_book.created", f"price_book:{body.id}", **{"parent": None, **asked})
+        return PriceBook.of(row)
+
+    return await request.change(effect)
+
+
+@router.patch("/price_books/{book}", response_model=PriceBook, include_in_schema=False)
+@router.post("/price_books/{book}", response_model=PriceBook)
+async def update_price_book(book: Slug, body: BookChanges, request: Operator) -> Response:
+    """Name the book that calls of a batch are priced by from now on, or none; all else of a book stays as it is."""
+
+    async def effect(change: Change) -> PriceBook:
+        row = await price_books.set_batch_book(change.connection, book, body.batch_book)
+        if row is None:
+            raise NotFound("There is no such price book. List them to find its name.")
+        change.catalog_changed = True
+        await change.audit("price_book.updated", f"price_book:{book}", batch_book=body.batch_book)
         return PriceBook.of(row)
 
     return await request.change(effect)

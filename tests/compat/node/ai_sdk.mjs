@@ -4,7 +4,7 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { embedMany, generateText, Output, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
-import { error, getWeather, QUESTION, usage } from "./at.mjs";
+import { error, getWeather, PICTURE, QUESTION, usage } from "./at.mjs";
 
 globalThis.AI_SDK_LOG_WARNINGS = false;
 
@@ -74,6 +74,23 @@ async function broke(model) {
   return { text, error: failed && { message: said } };
 }
 
+async function thought(model) {
+  const answer = await generateText({ model, prompt: QUESTION });
+  return {
+    reasoning: answer.reasoningText,
+    text: answer.text,
+    usage: { reasoning: answer.usage.outputTokenDetails.reasoningTokens ?? null },
+  };
+}
+
+async function seen(model) {
+  const content = [
+    { type: "text", text: QUESTION },
+    { type: "image", image: PICTURE, mediaType: "image/png" },
+  ];
+  return { text: (await generateText({ model, messages: [{ role: "user", content }] })).text };
+}
+
 async function filledIn(model) {
   const output = Output.object({ schema: Weather });
   return { parsed: (await generateText({ model, prompt: QUESTION, output })).output };
@@ -100,12 +117,11 @@ export async function structured(at) {
 }
 
 export async function reasoning(at) {
-  const answer = await generateText({ model: compatible(at)(at.model), prompt: QUESTION });
-  return {
-    reasoning: answer.reasoningText,
-    text: answer.text,
-    usage: { reasoning: answer.usage.outputTokenDetails.reasoningTokens },
-  };
+  return thought(compatible(at)(at.model));
+}
+
+export async function pictures(at) {
+  return seen(compatible(at)(at.model));
 }
 
 export async function completions(at) {
@@ -134,6 +150,10 @@ export async function responses_structured(at) {
   return filledIn(openai(at)(at.model));
 }
 
+export async function responses_pictures(at) {
+  return seen(openai(at)(at.model));
+}
+
 export async function responses_broken(at) {
   return broke(openai(at)(at.model));
 }
@@ -148,6 +168,18 @@ export async function messages_stream(at) {
 
 export async function messages_tools(at) {
   return called(anthropic(at)(at.model), streamText);
+}
+
+export async function messages_reasoning(at) {
+  return thought(anthropic(at)(at.model));
+}
+
+export async function messages_pictures(at) {
+  return seen(anthropic(at)(at.model));
+}
+
+export async function messages_structured(at) {
+  return filledIn(anthropic(at)(at.model));
 }
 
 export async function messages_broken(at) {

@@ -1,6 +1,10 @@
 // The words in which every client's program says what its client understood; the Python programs have `at.py`.
 export const QUESTION = "How warm is it in Paris?";
 
+// A PNG of one pixel, in base64.
+export const PICTURE =
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==";
+
 export const WEATHER_SCHEMA = {
   type: "object",
   properties: { city: { type: "string" } },

@@ -222,6 +222,13 @@ export async function responses_reasoning(at) {
   };
 }
 
+export async function responses_counted(at) {
+  const it = client(at).responses;
+  const counted = await it.inputTokens.count({ model: at.model, input: QUESTION });
+  await it.create({ model: at.model, input: QUESTION, max_output_tokens: 16 });
+  return { counted: counted.input_tokens };
+}
+
 export async function responses_broken(at) {
   let text = "";
   try {

@@ -6,7 +6,7 @@ from typing import Any
 
 import anthropic
 
-from tests.compat.programs.at import QUESTION, WEATHER_SCHEMA, At, Told, error, get_weather, usage
+from tests.compat.programs.at import PICTURE, QUESTION, WEATHER_SCHEMA, At, Told, error, get_weather, usage
 
 CONVERSATION: Any = [{"role": "user", "content": QUESTION}]
 TOOL: Any = {"name": "get_weather", "description": "The weather in a city.", "input_schema": WEATHER_SCHEMA}
@@ -95,6 +95,14 @@ def messages_reasoning(at: At) -> Told:
     answer = client(at).messages.create(model=at.model, max_tokens=2048, messages=CONVERSATION, thinking=thinking)
     thought = "".join(block.thinking for block in answer.content if block.type == "thinking")
     return {"reasoning": thought, "text": text_of(answer)}
+
+
+def messages_pictures(at: At) -> Told:
+    """A question about a picture."""
+    source = {"type": "base64", "media_type": "image/png", "data": PICTURE}
+    parts: Any = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
+    asked: Any = [{"role": "user", "content": parts}]
+    return {"text": text_of(client(at).messages.create(model=at.model, max_tokens=16, messages=asked))}
 
 
 def messages_too_long(at: At) -> Told:

@@ -8,6 +8,8 @@ from typing import Any, Final
 Told = dict[str, Any]
 
 QUESTION: Final = "How warm is it in Paris?"
+PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+"""A PNG of one pixel, in base64."""
 WEATHER_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {"city": {"type": "string"}},

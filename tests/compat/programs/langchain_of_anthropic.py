@@ -42,6 +42,11 @@ def messages_structured(at: At) -> Told:
     return langchains.filled_in(model_at(at, max_tokens=64))
 
 
+def messages_pictures(at: At) -> Told:
+    """A picture."""
+    return langchains.seen(model_at(at))
+
+
 def messages_broken(at: At) -> Told:
     """A message that cannot go on."""
     return langchains.broke(model_at(at))

@@ -47,6 +47,11 @@ def structured(at: At) -> Told:
     return langchains.filled_in(model_at(at))
 
 
+def pictures(at: At) -> Told:
+    """A picture."""
+    return langchains.seen(model_at(at))
+
+
 def embeddings(at: At) -> Told:
     """Two vectors of texts; by default this client would send token ids of OpenAI's own vocabularies."""
     it = OpenAIEmbeddings(
@@ -73,6 +78,11 @@ def responses_tools(at: At) -> Told:
 def responses_structured(at: At) -> Told:
     """An object."""
     return langchains.filled_in(responses_at(at))
+
+
+def responses_pictures(at: At) -> Told:
+    """A picture."""
+    return langchains.seen(responses_at(at))
 
 
 def responses_broken(at: At) -> Told:

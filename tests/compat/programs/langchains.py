@@ -9,7 +9,7 @@ from langchain_core.tools import StructuredTool
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from pydantic import BaseModel
 
-from tests.compat.programs.at import QUESTION, Told, error, get_weather, usage
+from tests.compat.programs.at import PICTURE, QUESTION, Told, error, get_weather, usage
 
 STANDARD = ("test_usage_metadata", "test_usage_metadata_streaming")
 
@@ -65,6 +65,12 @@ def called(model: Any) -> Told:
 def filled_in(model: Any, **options: Any) -> Told:
     """`with_structured_output`."""
     return {"parsed": model.with_structured_output(Weather, **options).invoke(QUESTION).model_dump()}
+
+
+def seen(model: Any) -> Told:
+    """A question about a picture."""
+    picture = {"type": "image", "base64": PICTURE, "mime_type": "image/png"}
+    return {"text": model.invoke([HumanMessage([{"type": "text", "text": QUESTION}, picture])]).text}
 
 
 def broke(model: Any) -> Told:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 from typing import Any
 
-from llama_index.core.llms import ChatMessage
+from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
 
-from tests.compat.programs.at import QUESTION, At, Told, error, get_weather, usage
+from tests.compat.programs.at import PICTURE, QUESTION, At, Told, error, get_weather, usage
 
 MESSAGES = [ChatMessage(role="user", content=QUESTION)]
 
@@ -79,6 +80,13 @@ def structured(at: At) -> Told:
     """An object."""
     filled = model_at(at).structured_predict(Weather, PromptTemplate(QUESTION))
     return {"parsed": filled.model_dump()}
+
+
+def pictures(at: At) -> Told:
+    """A question about a picture."""
+    picture = ImageBlock(image=base64.b64decode(PICTURE), image_mimetype="image/png")
+    asked = ChatMessage(role="user", blocks=[TextBlock(text=QUESTION), picture])
+    return {"text": model_at(at).chat([asked]).message.content}
 
 
 def completions(at: At) -> Told:

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 from openai.types.responses import FunctionToolParam
 from pydantic import BaseModel
 
-from tests.compat.programs.at import QUESTION, WEATHER_SCHEMA, At, Told, error, get_weather, usage
+from tests.compat.programs.at import PICTURE, QUESTION, WEATHER_SCHEMA, At, Told, error, get_weather, usage
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 TOOL: ChatCompletionToolParam = {
@@ -187,6 +187,16 @@ def refusal(at: At) -> Told:
     return {"refusal": answer.choices[0].message.refusal, "streamed_refusal": streamed}
 
 
+def pictures(at: At) -> Told:
+    """A question about a picture."""
+    parts: Any = [
+        {"type": "text", "text": QUESTION},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}},
+    ]
+    answer = client(at).chat.completions.create(model=at.model, messages=[{"role": "user", "content": parts}])
+    return {"text": answer.choices[0].message.content}
+
+
 def completions(at: At) -> Told:
     """Text completions."""
     answer = client(at).completions.create(model=at.model, prompt="Once upon", max_tokens=8, temperature=0)
@@ -308,6 +318,24 @@ def responses_reasoning(at: At) -> Told:
         "text": answer.output_text,
         "usage": {"reasoning": answer.usage.output_tokens_details.reasoning_tokens},
     }
+
+
+def responses_pictures(at: At) -> Told:
+    """A question about a picture."""
+    parts: Any = [
+        {"type": "input_text", "text": QUESTION},
+        {"type": "input_image", "detail": "auto", "image_url": f"data:image/png;base64,{PICTURE}"},
+    ]
+    answer = client(at).responses.create(model=at.model, input=[{"role": "user", "content": parts}])
+    return {"text": answer.output_text}
+
+
+def responses_counted(at: At) -> Told:
+    """The tokens of a conversation before and after it is paid for."""
+    it = client(at).responses
+    counted = it.input_tokens.count(model=at.model, input=QUESTION)
+    it.create(model=at.model, input=QUESTION, max_output_tokens=16)
+    return {"counted": counted.input_tokens}
 
 
 def responses_broken(at: At) -> Told:

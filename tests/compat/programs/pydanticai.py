@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_ai import Agent, ModelAPIError, ModelHTTPError, Tool
+from pydantic_ai import Agent, BinaryContent, ModelAPIError, ModelHTTPError, Tool
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
-from tests.compat.programs.at import QUESTION, At, Told, error, usage
+from tests.compat.programs.at import PICTURE, QUESTION, At, Told, error, usage
 from tests.compat.programs.at import get_weather as weather_in
 
 FEW: Any = ModelSettings(max_tokens=16, temperature=0)
@@ -75,6 +76,20 @@ async def filled_in(model: Any) -> Told:
     return {"parsed": (await Agent(model, output_type=Weather).run(QUESTION)).output.model_dump()}
 
 
+async def seen(model: Any) -> Told:
+    """A question about a picture."""
+    picture = BinaryContent(base64.b64decode(PICTURE), media_type="image/png")
+    return {"text": (await Agent(model, model_settings=FEW).run([QUESTION, picture])).output}
+
+
+async def thought(model: Any) -> Told:
+    """What a model thinks before it speaks."""
+    answer = await Agent(model).run(QUESTION)
+    thoughts = "".join(part.content for part in answer.response.parts if part.part_kind == "thinking")
+    told = {"reasoning": answer.usage.details.get("reasoning_tokens")}
+    return {"reasoning": thoughts, "text": answer.output, "usage": told}
+
+
 async def broke(model: Any) -> Told:
     """A stream whose backend dies in the middle."""
     text = ""
@@ -108,14 +123,13 @@ async def structured(at: At) -> Told:
 
 
 async def reasoning(at: At) -> Told:
-    """What a model thinks before it speaks."""
-    answer = await Agent(of_openai(at)).run(QUESTION)
-    thought = "".join(part.content for part in answer.response.parts if part.part_kind == "thinking")
-    return {
-        "reasoning": thought,
-        "text": answer.output,
-        "usage": {"reasoning": answer.usage.details["reasoning_tokens"]},
-    }
+    """Thoughts."""
+    return await thought(of_openai(at))
+
+
+async def pictures(at: At) -> Told:
+    """A picture."""
+    return await seen(of_openai(at))
 
 
 async def responses(at: At) -> Told:
@@ -136,6 +150,11 @@ async def responses_tools(at: At) -> Told:
 async def responses_structured(at: At) -> Told:
     """An object."""
     return await filled_in(of_responses(at))
+
+
+async def responses_pictures(at: At) -> Told:
+    """A picture."""
+    return await seen(of_responses(at))
 
 
 async def responses_broken(at: At) -> Told:
@@ -161,6 +180,16 @@ async def messages_tools(at: At) -> Told:
 async def messages_structured(at: At) -> Told:
     """An object."""
     return await filled_in(of_anthropic(at))
+
+
+async def messages_reasoning(at: At) -> Told:
+    """Thoughts."""
+    return await thought(of_anthropic(at))
+
+
+async def messages_pictures(at: At) -> Told:
+    """A picture."""
+    return await seen(of_anthropic(at))
 
 
 async def messages_broken(at: At) -> Told:

@@ -23,6 +23,7 @@ from gateway.cli import operate
 from models.ids import uuid7
 from models.tables import charge
 from tests.integration.operator.world import World
+from tests.integration.test_up_discovery import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +118,8 @@ async def test_a_model_from_its_server_to_its_price(command_line: CommandLine) -
     model = await command_line.answer(
         "model", "add", "acme/tiny", "--backend", "gpu-1=served", "--context-length", "4096"
     )
-    assert model["deployments"] == [{"backend": "gpu-1", "backend_model": "served", "weight": 1}]
+    plain = {"weight": 1, "priority": 0, "pool": None}
+    assert model["deployments"] == [{"backend": "gpu-1", "backend_model": "served"} | plain]
     prices = await command_line.answer("price", "set", "acme/tiny", "--input", "0.15", "--output", "0.60")
     assert [each["price_per_million"] for each in prices] == ["0.150000", "0.600000"]
     assert await command_line.answer("price", "list", "--model", "acme/tiny") == prices
@@ -236,3 +238,50 @@ async def test_books_and_allowances(command_line: CommandLine) -> None:
     assert await command_line.answer("price", "allowances", "--book", "partners") == [made]
     ended = await command_line.answer("price", "end-allowance", made["id"])
     assert ended["ended_at"] is not None
+
+
+async def test_an_operator_moves_callers_and_plans_maintenance(command_line: CommandLine, world: World) -> None:
+    with serving({"/v1/models": {"data": [{"id": "one", "owned_by": "vllm", "max_model_len": 8192}]}}) as root:
+        backend = await command_line.answer("backend", "add", root, "--create-models", "--region", "eu")
+        assert (backend["kind"], backend["region"]) == ("vllm", "eu")
+        found = await command_line.answer("backend", "discover", backend["name"])
+        assert [each["id"] for each in found["models"]] == ["one"]
+        taken = await command_line.answer("backend", "take", backend["name"], "--model", "one")
+        assert taken["known"] == ["one"]
+    published = await command_line.answer("price", "markup", "one", "12.5", "--input", "0.10", "--output", "0.40")
+    assert [each["price_per_million"] for each in published["data"]] == ["0.112500", "0.450000"]
+    await command_line.answer("model", "add", "two", "--backend", backend["name"], "--context-length", "4096")
+    deployed = await command_line.answer("model", "deploy", "two", f"{backend['name']}=x", "--priority", "1")
+    assert [each["backend_model"] for each in deployed["deployments"]] == ["two", "x"]
+    removed = await command_line.answer("model", "deploy", "two", f"{backend['name']}=x", "--remove")
+    assert [each["backend_model"] for each in removed["deployments"]] == ["two"]
+    assert (await command_line.run("model", "deploy", "two", f"{backend['name']}=x", "--remove"))[0] == 2
+    ruled = await command_line.answer("model", "fallback", "two", "one", "--priced-as", "fallback")
+    assert ruled["fallback"] == {"model": "one", "priced_as": "fallback", "when_full": False}
+    assert (await command_line.answer("model", "fallback", "two"))["fallback"] is None
+    await command_line.answer("alias", "add", "chat", "one", "--prices-of", "one")
+    moved = await command_line.answer("alias", "move", "chat", "one=90", "two=10")
+    assert [each["weight"] for each in moved["targets"]] == [90, 10]
+    assert [each["model"] for each in (await command_line.answer("alias", "back", "chat"))["targets"]] == ["one"]
+    code, output = await command_line.run("alias", "list")
+    assert (code, "one ×1" in output) == (0, True)
+    assert (await command_line.run("alias", "move", "chat", "one=half"))[0] == 2
+    assert (await command_line.answer("alias", "remove", "chat"))["disabled_at"] is not None
+    times = ("--from", "2099-01-10T02:00:00Z", "--to", "2099-01-10T04:00:00Z")
+    planned = await command_line.answer("maintenance", "plan", backend["name"], *times)
+    assert planned["state"] == "planned"
+    assert (await command_line.answer("maintenance", "cancel", planned["id"]))["state"] == "cancelled"
+    assert [each["id"] for each in await command_line.answer("maintenance", "list")] == [planned["id"]]
+    organization = await world.organization()
+    routed = await command_line.answer("org", "route", organization["id"], "--region", "eu", "--pool", "acme")
+    assert (routed["regions"], routed["pool"], routed["uses_shared"]) == (["eu"], "acme", True)
+
+
+async def test_a_path_in_the_address_of_a_provider_is_where_its_api_is(command_line: CommandLine) -> None:
+    provider = ("backend", "add", "openrouter", "https://openrouter.ai/api/v1", "--kind", "openai")
+    backend = await command_line.answer(*provider)
+    assert (backend["name"], backend["url"], backend["path_prefix"]) == (
+        "openrouter",
+        "https://openrouter.ai",
+        "/api/v1",
+    )

@@ -105,14 +105,16 @@ async def test_a_model_is_created_shown_and_changed(world: World) -> None:
         model.items()
         >= {
             "id": "acme/tiny-1",
-            "deployments": [{"backend": "on-acme-tiny-1", "backend_model": "served", "weight": 1}],
+            "deployments": [
+                {"backend": "on-acme-tiny-1", "backend_model": "served", "weight": 1, "priority": 0, "pool": None}
+            ],
             "context_length": 4096,
             "tokenizer": None,
             "billed_count": "backend",
         }.items()
     )
     await world.made("/backends", {"name": "other", "kind": "sglang", "url": "http://127.0.0.1:9"})
-    deployments = [{"backend": "other", "backend_model": "x", "weight": 3}]
+    deployments = [{"backend": "other", "backend_model": "x", "weight": 3, "priority": 2, "pool": "acme"}]
     changed = await world.made(path, {"deployments": deployments, "billed_count": "lower", "context_length": 8192})
     assert changed == model | {"deployments": deployments, "billed_count": "lower", "context_length": 8192}
     disabled = await world.made(path, {"disabled": True})

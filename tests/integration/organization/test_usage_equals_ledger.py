@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from importlib import import_module
 from itertools import chain, combinations
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from billing.verify import verify
+from migrations import versions
 from models.money import amount_text
 from tests.integration.organization.trade import BEGIN, CALLS, DAYS, END, Trade, sql
 
@@ -255,3 +258,14 @@ async def test_the_book_of_the_trade_is_right(trade: Trade, check: str) -> None:
     [found] = [each for each in report.checks if each.name == check]
     assert found.ok, found.findings
     assert found.rows > 0
+
+
+async def test_the_migration_sums_hours_as_the_booking_does(trade: Trade) -> None:
+    """What it makes of charges that were there before, and what was kept since: the same rows."""
+    [module] = Path(versions.__file__).parent.glob("*_quantities.py")
+    statement = import_module(f"{versions.__name__}.{module.stem}")._STATEMENTS[-1]
+    columns = statement[statement.index("(") + 1 : statement.index(")")]
+    again = await sql(trade, statement[statement.index("select ") :])
+    kept = await sql(trade, f"select {columns} from usage_hour")
+    assert len(kept) > 1_000
+    assert sorted(map(str, again)) == sorted(map(str, kept))

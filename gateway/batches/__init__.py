@@ -1,0 +1,1 @@
+"""Batches at work: lines of files that become metered calls, one by one, where there is room for them."""

@@ -1,0 +1,1 @@
+"""Files and batches over a real gateway, worker, Postgres and Redis."""

@@ -1,0 +1,1 @@
+"""Tests of where calls go, on a whole Tollgate with scripted backends."""

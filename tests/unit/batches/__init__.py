@@ -1,0 +1,1 @@
+"""Batches without a store: lines, outcomes, room, exchanges, forms."""
