@@ -28,6 +28,7 @@ from gateway.api.requests import decode, read
 from gateway.auth import require_api_key
 from gateway.backends.tokenizing import TOKENIZING, Question, Tokenizing, read_count, read_text, read_tokens
 from gateway.parts import Parts, parts_of
+from gateway.routing import caller_key, targets_for
 from models.account import Principal
 from models.call import CallRequest, Endpoint
 from models.catalog import Backend, Model
@@ -174,8 +175,13 @@ class Asked:
         return read(endpoint, body, self.size, media_hosts=self.parts.settings.media_hosts)
 
     def model(self, name: str) -> Model:
-        """The model, which must be sold to the caller."""
-        return sold_model(self.caller, self.parts, name)
+        """The model, which must be sold to the caller; behind an alias the one that would serve its next call."""
+        model, caller, catalog = sold_model(self.caller, self.parts, name), self.caller, self.parts.catalog.current
+        if not model.targets:
+            return model
+        key = caller_key(caller.organization_id, caller.api_key_id, None)
+        targets = [catalog.models[target] for target in targets_for(model.targets, key)]
+        return next((each for each in targets if catalog.deployments(each, caller.organization_id)), targets[0])
 
 
 async def asked_count(

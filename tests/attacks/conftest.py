@@ -38,11 +38,11 @@ class Scene:
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, **more}
         return await self.post("/v1/chat/completions", json=body, headers=(tenant or self.alice).headers)
 
-    async def untouched(self, asked: int, balance: dict[str, Any]) -> None:
+    async def untouched(self, asked: int, balance: dict[str, Any], tenant: Tenant | None = None) -> None:
         """Nothing is held, the balance is what it was, no backend was contacted."""
         await self.stage.quiet()
         assert len(self.backend.asked) == asked
-        assert await self.stage.balance(self.alice) | {"as_of": None} == balance | {"as_of": None}
+        assert await self.stage.balance(tenant or self.alice) | {"as_of": None} == balance | {"as_of": None}
         assert parse_amount(balance["held"]["amount"], "USD") == 0
 
 

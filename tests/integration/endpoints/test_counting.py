@@ -12,6 +12,7 @@ from gateway.backends.tokenizing import TOKENIZING
 from gateway.embedded.llamacpp import LlamaCpp
 from tests.integration.endpoints.conftest import Shop
 from tests.scripted import Asked, answer
+from tests.stage import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -52,6 +53,17 @@ async def test_a_message_is_counted(real: Shop) -> None:
         "input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"],
         "is_estimate": False,
     }
+
+
+async def test_an_alias_counts_as_the_model_behind_it(real: Shop) -> None:
+    body = {"id": "chat", "targets": [{"model": "tiny", "weight": 1}], "prices_of": "tiny"}
+    await real.stage.operate("POST", "/aliases", json=body)
+
+    async def is_counted() -> bool:
+        reply = await real.post("/v1/tokenize", json={"model": "chat", "prompt": "hello there"})
+        return reply.status_code == 200 and not reply.json()["is_estimate"]
+
+    await eventually(is_counted)
 
 
 async def test_tokens_become_text_again(real: Shop) -> None:
