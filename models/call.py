@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Final
 from uuid import UUID
 
@@ -32,7 +33,7 @@ class Endpoint(StrEnum):
     TRANSCRIPTIONS = "/v1/audio/transcriptions"
     TRANSLATIONS = "/v1/audio/translations"
 
-    @property
+    @cached_property
     def upstream(self) -> Endpoint:
         """The endpoint that a backend is asked at: conversations of every API are chats there."""
         return Endpoint.CHAT_COMPLETIONS if self in _CONVERSATIONS else self

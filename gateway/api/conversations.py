@@ -49,12 +49,13 @@ def chat_call(
 
 def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a chat holds pictures or sounds: what these cost is not to be seen from their bytes."""
-    return any(
-        part["type"] not in ("text", "refusal")
-        for message in messages
-        if isinstance(content := message.get("content"), list)
-        for part in content
-    )
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            for part in content:
+                if part["type"] not in ("text", "refusal"):
+                    return True
+    return False
 
 
 def text_in(value: Any, param: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import lru_cache, partial
 from typing import Any
 
@@ -67,19 +67,19 @@ def read(
     for required in _REQUIRED[endpoint]:
         if decoded.get(required) is None:
             raise InvalidRequest(f"You must provide '{required}'.", param=required)
-    match endpoint:
-        case Endpoint.RESPONSES:
-            return responses.read(decoded, history, media_hosts)
-        case Endpoint.MESSAGES:
-            return messages.read(decoded, media_hosts)
-        case Endpoint.RERANK:
-            return reranks.read(decoded)
-        case Endpoint.MODERATIONS:
-            return moderations.read(decoded, size, media_hosts)
-        case Endpoint.IMAGES:
-            return images.read(decoded)
-        case _:
-            return _read_openai(endpoint, decoded, size, media_hosts)
+    reader = _READERS.get(endpoint)
+    if reader is not None:
+        return reader(decoded, size, history, media_hosts)
+    return _read_openai(endpoint, decoded, size, media_hosts)
+
+
+_READERS: dict[Endpoint, Callable[[dict[str, Any], int, Sequence[dict[str, Any]], Set[str]], CallRequest]] = {
+    Endpoint.RESPONSES: lambda decoded, size, history, hosts: responses.read(decoded, history, hosts),
+    Endpoint.MESSAGES: lambda decoded, size, history, hosts: messages.read(decoded, hosts),
+    Endpoint.RERANK: lambda decoded, size, history, hosts: reranks.read(decoded),
+    Endpoint.MODERATIONS: lambda decoded, size, history, hosts: moderations.read(decoded, size, hosts),
+    Endpoint.IMAGES: lambda decoded, size, history, hosts: images.read(decoded),
+}
 
 
 @lru_cache(maxsize=8)

@@ -92,16 +92,17 @@ class OpenAIStream:
 class WholeAnswer:
     """One object: the backend's own, or made of the events of its stream."""
 
-    __slots__ = ("_aggregate", "_body", "_request")
+    __slots__ = ("_add", "_aggregate", "_body", "_request")
 
     def __init__(self, request: CallRequest, origin: CallOrigin, deployment: Deployment, meter: Meter) -> None:
         self._request = request
         self._aggregate = Aggregate(request.endpoint)
+        self._add = self._aggregate.add
         self._body: dict[str, Any] | bytes = b""
 
     def event(self, raw: bytes, chunk: Chunk, data: bytes) -> bytes:
         """Kept for the end."""
-        self._aggregate.add(read_any(data))
+        self._add(read_any(data))
         return b""
 
     def aside(self, raw: bytes) -> bytes:
