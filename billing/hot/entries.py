@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import msgspec
 
 from models.call import CallOrigin, Charge, Checkpoint, HoldRequest, RateBucket
+from models.catalog import Rates
 from models.money import LARGEST_BALANCE_UNITS
 from models.usage import TokenUsage, UsageSource
 
@@ -63,7 +64,19 @@ def decode_charge(payload: bytes) -> Charge:
 
 def encode_request(request: HoldRequest) -> bytes:
     """What a hold asks for as JSON: the larger part of what Redis and the journal keep of it."""
-    encoded = _encoder.encode(request)
+    if request.buckets or request.in_flight or request.spend or request.images_bound or request.audio_seconds_bound:
+        return _trimmed(_encoder.encode(request))
+    # As most calls are: what they have in common is at hand, and the rest has a shape that is known.
+    origin = _encoder.encode(request.origin)
+    if origin.endswith(_ORIGIN_DEFAULTS):
+        origin = origin[: -len(_ORIGIN_DEFAULTS)] + b"}"
+    return (
+        b'{"origin":%b,"amount":%d,"rates":%b,"input_bound":%d,"output_bound":%d,"buckets":[],"in_flight":[],"spend":[]}'
+        % (origin, request.amount, _rates(request.rates), request.input_bound, request.output_bound)
+    )
+
+
+def _trimmed(encoded: bytes) -> bytes:
     # Ids and names alone are longer than where the search begins.
     origin_end, rates_end = encoded.find(_ORIGIN_DEFAULTS, 200), encoded.rfind(_RATES_DEFAULTS)
     if origin_end < 0 or rates_end < 0 or not encoded.endswith(_HOLD_DEFAULTS):
@@ -72,6 +85,25 @@ def encode_request(request: HoldRequest) -> bytes:
     rates = encoded[origin_end + len(_ORIGIN_DEFAULTS) : rates_end]
     limits = encoded[rates_end + len(_RATES_DEFAULTS) : -len(_HOLD_DEFAULTS)]
     return encoded[:origin_end] + b"}" + rates + b"}" + limits + b"}"
+
+
+_known_rates: Final[dict[int, tuple[Rates, bytes]]] = {}
+_MOST_RATES: Final = 4_096
+
+
+def _rates(rates: Rates) -> bytes:
+    """Rates as JSON, once: the catalog pins the same object for every call between two changes of a price."""
+    known = _known_rates.get(id(rates))
+    # An id may be another object's by now, but not while the one that had it is kept here.
+    if known is not None and known[0] is rates:
+        return known[1]
+    encoded = _encoder.encode(rates)
+    if encoded.endswith(_RATES_DEFAULTS):
+        encoded = encoded[: -len(_RATES_DEFAULTS)] + b"}"
+    if len(_known_rates) >= _MOST_RATES:
+        _known_rates.clear()
+    _known_rates[id(rates)] = rates, encoded
+    return encoded
 
 
 def encode_hold(request: HoldRequest, instance: str = "", encoded: bytes = b"") -> bytes:

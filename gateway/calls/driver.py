@@ -535,7 +535,10 @@ class Driver:
         limits = b"".join(b"%b: %b\r\n" % header for header in rate_limit_headers(self._buckets))
         milliseconds = int(self._first_byte_seconds * 1_000)
         lines = b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b%b" % (self._id, milliseconds, kind, limits)
-        self._exchange.open(200, lines + self._extra_lines(), command.length)
+        request = self.call.request
+        if request.tells_cost or request.endpoint is Endpoint.MESSAGES:
+            lines += self._extra_lines()
+        self._exchange.open(200, lines, command.length)
 
     def _extra_lines(self) -> bytes:
         """Headers that most calls do not have."""

@@ -18,6 +18,7 @@ from billing.hot.entries import (
     encode_charge,
     encode_checkpoint,
     encode_hold,
+    encode_request,
 )
 from models.call import (
     CallOrigin,
@@ -33,6 +34,7 @@ from models.catalog import Rates
 from models.ids import uuid7
 from models.money import MilliUnits, Units
 from models.usage import Ending, TokenUsage, UsageSource
+from tests.unit.samples import chat_request, deployment, make_call
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 CALL = uuid7(NOW)
@@ -268,3 +270,29 @@ def test_a_checkpoint_of_other_numbers_is_refused(tokens: list[int]) -> None:
 def test_a_correction_may_be_negative() -> None:
     charge = replace(CHARGE, amount=-30, corrects=CALL)
     assert decode_charge(encode_charge(charge)) == charge
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"rates": replace(RATES, image=MilliUnits(5))}, id="with a price of images"),
+        pytest.param({"images_bound": 3, "audio_seconds_bound": 9}, id="with images and seconds"),
+        pytest.param({"buckets": (RateBucket("key:x:requests", 5, 1),)}, id="with a limit"),
+    ],
+)
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_request_is_read_as_it_was(changes: dict[str, Any], batch: bool) -> None:
+    request = make_call(chat_request(), (deployment(),)).hold_request
+    request = replace(request, origin=replace(request.origin, batch=batch), **changes)
+    # Twice: the second time its rates are known.
+    for _ in range(2):
+        written = b'{"placed_at_ms":1,"instance":"","amount":"1","request":%b}' % encode_request(request)
+        assert decode_hold(written).request == request
+
+
+def test_an_id_that_is_anothers_by_now_is_no_rates() -> None:
+    for price in range(5_000):
+        rates = replace(RATES, input=MilliUnits(price))
+        request = replace(make_call(chat_request(), (deployment(),)).hold_request, rates=rates)
+        assert b'"rates":{"input":%d,' % price in encode_request(request)
