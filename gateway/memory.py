@@ -19,8 +19,8 @@ from billing.store.responses import StoredResponse
 from gateway.clock import Clock
 from models.call import CallAnswer, CallClaim, CallOrigin
 from models.errors import NotFound, Unavailable
+from models.ids import RESPONSE_PREFIX
 
-RESPONSE_PREFIX: Final = "resp_"
 PATIENCE_SECONDS: Final = 2.0
 NO_RESPONSE: Final = "There is no stored response of this id. Only answers to requests with store: true are kept."
 _AWAY: Final = "What is kept of calls cannot be reached now. Nothing was charged; try again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -27,3 +28,7 @@ def first_uuid7(moment: datetime) -> UUID:
 def uuid7_time(identifier: UUID) -> datetime:
     """The moment in a UUIDv7, in whole milliseconds."""
     return _EPOCH + (identifier.int >> 80) * _MILLISECOND
+
+
+RESPONSE_PREFIX: Final = "resp_"
+"""How the id of a response begins; the call that made it follows."""

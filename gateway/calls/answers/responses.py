@@ -13,9 +13,9 @@ from gateway.calls.refusals import error_object
 from models.call import CallOrigin, CallRequest
 from models.catalog import Deployment
 from models.errors import TollgateError
+from models.ids import RESPONSE_PREFIX
 from models.usage import Ending
 
-RESPONSE_PREFIX = "resp_"
 _PART_TEXT = {BlockKind.REASONING: "reasoning_text", BlockKind.TEXT: "output_text", BlockKind.REFUSAL: "refusal"}
 
 
