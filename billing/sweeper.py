@@ -4,9 +4,10 @@ A gateway shows a sign of life and keeps a checkpoint of every open call once a 
 long enough, each of its holds is either settled, as `recovered`, at the tokens of its checkpoint, or voided where no
 backend had accepted the call. So every call is charged what it delivered but for its last second.
 
-Both ends go through the scripts that end any call, by its id, so any number of sweepers may look at once, and beside a
-gateway that is alive after all. Such a gateway settles late: where the call was voided here, its charge counts; where
-it was recovered, `HotStore.settle` answers False, and the charge in its journal is the only one that knows the rest.
+Both ends go through the scripts that end any call, by its id, so any number of sweepers may look at once. Where the
+gateway has shown a sign of life since, they end nothing. One that is alive and silent all the same settles late: where
+the call was voided here, its charge counts; where it was recovered, `HotStore.settle` answers False, and the charge in
+its journal is the only one that knows the rest.
 A replay compares it with the booked one (`ending` is `recovered`) and writes a charge that `corrects` that; never an
 update.
 """
@@ -14,13 +15,13 @@ update.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from billing.charges import Measured, charge
-from billing.hot.store import HotStore
+from billing.hot.store import Abandoned, HotStore
 from models.call import Charge, Checkpoint, Hold, Void
 from models.usage import Ending, UsageSource
 
@@ -69,11 +70,12 @@ async def sweep_shard(
         found, errors = await hot.abandoned(shard, organization_id, silence.instances.keys())
         unreadable += map(str, errors)
         for at in range(0, len(found), _AT_ONCE):
-            some = [(one.hold, one.checkpoint) for one in found[at : at + _AT_ONCE]]
-            for end in await end_all(hot, some, now):
+            some = found[at : at + _AT_ONCE]
+            signs = [silence.instances[one.instance] for one in some]
+            for end in await _all([_sweep(hot, one, sign, now) for one, sign in zip(some, signs, strict=True)]):
                 if isinstance(end, Charge):
                     recovered.append(end)
-                else:
+                elif isinstance(end, Void):
                     voided.append(end)
     if not unreadable:
         for instance, last_sign in silence.instances.items():
@@ -110,19 +112,30 @@ def _measured(checkpoint: Checkpoint) -> Measured:
 
 
 async def end_all(hot: HotStore, found: Sequence[tuple[Hold, Checkpoint | None]], now: datetime) -> list[Charge | Void]:
-    """End these calls of dead gateways; those that another had ended meanwhile are left out."""
-    ends = [end_of(hold, checkpoint, now) for hold, checkpoint in found]
-    results = await asyncio.gather(
-        *(_end(hot, hold, end) for (hold, _), end in zip(found, ends, strict=True)), return_exceptions=True
-    )
+    """End these calls of gateways that are known to be dead; those that another had ended meanwhile are left out."""
+    ends = await _all([_end(hot, hold, checkpoint, now) for hold, checkpoint in found])
+    return [end for end in ends if end is not None]
+
+
+async def _all(ends: Iterable[Awaitable[Charge | Void | None]]) -> list[Charge | Void | None]:
+    results = await asyncio.gather(*ends, return_exceptions=True)
     for result in results:
         # All have been tried; the next look finds what is left.
         if isinstance(result, BaseException):
             raise result
-    return [end for end, ended in zip(ends, results, strict=True) if ended]
+    return cast("list[Charge | Void | None]", results)
 
 
-async def _end(hot: HotStore, hold: Hold, end: Charge | Void) -> bool:
+async def _end(hot: HotStore, hold: Hold, checkpoint: Checkpoint | None, now: datetime) -> Charge | Void | None:
+    end = end_of(hold, checkpoint, now)
+    is_ended = await (hot.settle(hold, end) if isinstance(end, Charge) else hot.void(hold, abandoned=True))
+    return end if is_ended else None
+
+
+async def _sweep(hot: HotStore, left: Abandoned, last_sign: str, now: datetime) -> Charge | Void | None:
+    end = end_of(left.hold, left.checkpoint, now)
     if isinstance(end, Charge):
-        return await hot.settle(hold, end)
-    return await hot.void(hold, abandoned=True)
+        is_ended = await hot.recover(left.hold, end, left.instance, last_sign)
+    else:
+        is_ended = await hot.abandon(left.hold, left.instance, last_sign)
+    return end if is_ended else None

@@ -138,7 +138,6 @@ class Recovery:
             running = self.running()
             for one in found:
                 if one.hold.request.origin.call_id not in running:
-                    # A charge that is still on its way counts all the same.
                     await self.hot.void(one.hold, abandoned=True)
 
     async def _replay(self, records: Iterable[Record], event: str) -> None:

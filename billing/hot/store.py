@@ -26,6 +26,8 @@ from models.money import LARGEST_BALANCE_UNITS, Units
 _HOLD: Final = Script.of("buckets", "hold")
 _SETTLE: Final = Script.of("amounts", "buckets", "release", "settle")
 _VOID: Final = Script.of("amounts", "buckets", "release", "void")
+_RECOVER: Final = Script.of("unless_alive", "amounts", "buckets", "release", "settle")
+_ABANDON: Final = Script.of("unless_alive", "amounts", "buckets", "release", "void")
 _PROJECT: Final = Script.of("amounts", "project")
 _INSTALL: Final = Script.of("install")
 _CHECKPOINT: Final = Script.of("buckets", "checkpoint")
@@ -100,6 +102,7 @@ class Abandoned:
 
     hold: Hold
     checkpoint: Checkpoint | None
+    instance: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,43 +211,28 @@ class HotStore:
 
         `encoded` is the charge as `encode_charge` gives it, where it is at hand.
         """
-        origin = hold.request.origin
-        assert charge.call_id == origin.call_id, "a charge ends the call it was made for"
-        assert 0 <= charge.amount <= hold.request.amount, "a charge stays within its hold"
-        names, call = names_of(origin), str(origin.call_id)
-        arguments: list[Argument] = [
-            *_keys_of_call(names, call),
-            names.stream,
-            call,
-            names.id,
-            ENDED_CALL_SECONDS,
-            charge.amount,
-            encoded or encode_charge(charge),
-            charge.input_tokens + charge.output_tokens,
-            *(limit.scope for limit in hold.request.spend),
-        ]
-        self._connection.start(_SETTLE, 10, arguments, self._timeout_ms, then)
+        self._connection.start(_SETTLE, 10, _to_settle(hold, charge, encoded), self._timeout_ms, then)
 
     async def void(self, hold: Hold, *, abandoned: bool = False) -> bool:
         """End the call of `hold` without a charge; False where there was no open hold to release.
 
         `abandoned` says that its gateway seems dead; should it be alive, its settle still counts.
         """
-        origin = hold.request.origin
-        names, call = names_of(origin), str(origin.call_id)
-        released = await self._connection.run(
-            _VOID,
-            9,
-            *_keys_of_call(names, call),
-            call,
-            names.id,
-            ENDED_CALL_SECONDS,
-            "abandoned" if abandoned else "void",
-            timeout_ms=self._timeout_ms,
-        )
-        return bool(released)
+        return bool(await self._run(_VOID, 9, *_to_void(hold, "abandoned" if abandoned else "void")))
 
     # Calls whose gateway dies ----------------------------------------------------------------------------------------
+
+    async def recover(self, hold: Hold, charge: Charge, instance: str, last_sign: str) -> bool:
+        """`settle`, unless the instance that has the hold has shown a sign of life since `last_sign`: then False."""
+        arguments = _to_settle(hold, charge, b"")
+        arguments.insert(10, SHARD_KEYS[hold.request.origin.shard].instances)
+        return bool(await self._run(_RECOVER, 11, *arguments, instance, last_sign))
+
+    async def abandon(self, hold: Hold, instance: str, last_sign: str) -> bool:
+        """`void` of a call that seems abandoned, unless there was a sign of life as with `recover`: then False."""
+        arguments = _to_void(hold, "abandoned")
+        arguments.insert(9, SHARD_KEYS[hold.request.origin.shard].instances)
+        return bool(await self._run(_ABANDON, 10, *arguments, instance, last_sign))
 
     async def checkpoint(self, points: Sequence[Checkpoint]) -> None:
         """Keep how far the open calls of this instance have come, and show that it is alive; called once a second.
@@ -307,7 +295,7 @@ class HotStore:
                     origin = entry.request.origin
                     point = checkpoints.get(str(origin.call_id).encode())
                     kept = None if point is None else decode_checkpoint(origin, point)
-                    found.append(Abandoned(Hold(entry.request), kept))
+                    found.append(Abandoned(Hold(entry.request), kept, entry.instance))
             except ValueError as error:
                 unreadable.append(error)
         return found, unreadable
@@ -505,6 +493,30 @@ class HotStore:
 def _per_organization(shard: int) -> tuple[str, ...]:
     keys = SHARD_KEYS[shard]
     return keys.organization, keys.holds, keys.rates, keys.in_flight, keys.checkpoints, keys.spent
+
+
+def _to_settle(hold: Hold, charge: Charge, encoded: bytes) -> list[Argument]:
+    origin = hold.request.origin
+    assert charge.call_id == origin.call_id, "a charge ends the call it was made for"
+    assert 0 <= charge.amount <= hold.request.amount, "a charge stays within its hold"
+    names, call = names_of(origin), str(origin.call_id)
+    return [
+        *_keys_of_call(names, call),
+        names.stream,
+        call,
+        names.id,
+        ENDED_CALL_SECONDS,
+        charge.amount,
+        encoded or encode_charge(charge),
+        charge.input_tokens + charge.output_tokens,
+        *(limit.scope for limit in hold.request.spend),
+    ]
+
+
+def _to_void(hold: Hold, ending: str) -> list[Argument]:
+    origin = hold.request.origin
+    names, call = names_of(origin), str(origin.call_id)
+    return [*_keys_of_call(names, call), call, names.id, ENDED_CALL_SECONDS, ending]
 
 
 def _keys_of_call(names: OrganizationKeys, call: str) -> tuple[str, ...]:

@@ -377,7 +377,7 @@ class Driver:
         except Exception as error:
             if not isinstance(error, Unavailable):
                 _log.exception("release_broke", call_id=self.request_id)
-            self._running.detach(self._running.release(command.void))
+            self._running.release(command.void)
         self._is_waiting = False
         self._advance()
 

@@ -66,6 +66,7 @@ class Running:
     memory: ResponseStore | None = None
     drivers: set[RunningCall] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
+    _owed: set[UUID] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _hurried: bool = False
 
@@ -109,8 +110,8 @@ class Running:
             driver.slot = notes.enter(call.hold.encoded or encode_request(call.hold.request), sent)
 
     def call_ids(self) -> frozenset[UUID]:
-        """The calls that have not ended."""
-        return frozenset(driver.call.hold_request.origin.call_id for driver in self.drivers)
+        """The calls that have not ended, or whose end the hot store has not taken yet."""
+        return frozenset(driver.call.hold_request.origin.call_id for driver in self.drivers) | self._owed
 
     async def drain(self, seconds: float) -> None:
         """Wait for running calls to end, then end them; then wait for all charges to be taken."""
@@ -154,13 +155,19 @@ class Running:
         self.unsettled.discard(task)
         self._changed.set()
 
-    async def settle(self, hold: Hold, charge: Charge) -> None:
+    def settle(self, hold: Hold, charge: Charge) -> asyncio.Task[None]:
         """Settle, again and again until the hot store has taken it; settling is idempotent by call id."""
-        await _persist(lambda: self.hot.settle(hold, charge), "settle_waits", charge.call_id)
+        return self._end(charge.call_id, lambda: self.hot.settle(hold, charge), "settle_waits")
 
-    async def release(self, void: Void) -> None:
+    def release(self, void: Void) -> asyncio.Task[None]:
         """Give a hold back, again and again until the hot store has done it."""
-        await _persist(lambda: self.hot.void(void.hold), "release_waits", void.hold.request.origin.call_id)
+        return self._end(void.hold.request.origin.call_id, lambda: self.hot.void(void.hold), "release_waits")
+
+    def _end(self, call_id: UUID, do: Callable[[], Awaitable[bool]], event: str) -> asyncio.Task[None]:
+        self._owed.add(call_id)
+        task = self.detach(_persist(do, event, call_id))
+        task.add_done_callback(lambda _: self._owed.discard(call_id))
+        return task
 
 
 async def _persist(do: Callable[[], Awaitable[bool]], event: str, call_id: UUID) -> None:

@@ -99,7 +99,7 @@ class Settling:
         if self._is_heard:
             self._then()
             return
-        task = self.underway = self._running.detach(self._running.settle(self._hold, self._charge))
+        task = self.underway = self._running.settle(self._hold, self._charge)
         if self._is_journaled:
             self._then()
         else:

@@ -29,7 +29,7 @@ DAY = 24 * HOUR
 
 def turn(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
     """Let every script see a clock of Redis that is off by so much: the server's own cannot be turned."""
-    for name in ("_HOLD", "_SETTLE", "_VOID", "_CHECKPOINT", "_SILENT"):
+    for name in ("_HOLD", "_SETTLE", "_VOID", "_RECOVER", "_ABANDON", "_CHECKPOINT", "_SILENT"):
         script: Script = getattr(hot_store, name)
         source = script.source.replace("tonumber(time[1])", f"(tonumber(time[1]) + {seconds})")
         assert source != script.source, name

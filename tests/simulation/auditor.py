@@ -23,9 +23,6 @@ and Postgres away after that."""
 SILENCE_US: Final = 30_000_000
 """Silence of a gateway before which nobody may take it for dead."""
 
-SWEEP_US: Final = 90_000_000
-"""How long a worker that falls asleep in a sweep may take for it."""
-
 JOURNAL_PATIENCE_US: Final = 1_000_000
 SETTLE_PATIENCE_US: Final = 2_000_000
 """How long a client waits for its last byte where the journal takes no charge, and then where Redis takes none."""
@@ -186,9 +183,7 @@ class Auditor:
         """A number that follows from all events and their times: two runs of a seed have the same."""
         self._settled: set[str] = set()
         self._signs: dict[tuple[str, str], int] = {}
-        self._has_forgotten = False
         self._gone: set[str] = set()
-        self._silent: dict[tuple[str, str], int] = {}
 
     def broken(self, sentence: str, story: Story | None = None) -> Violation:
         # Said aloud too, because the program may catch what is raised in the middle of it.
@@ -374,10 +369,10 @@ class Auditor:
         match verb:
             case "hold":
                 return lambda reply: self._hold_ran(str(keys[7]), values, reply)
-            case "settle":
-                return lambda reply: self._settle_ran(values) if reply else None
-            case "void":
-                return lambda reply: self._void_ran(values) if reply else None
+            case "settle" | "recover":
+                return lambda reply: self._settle_ran(verb, values) if reply else None
+            case "void" | "abandon":
+                return lambda reply: self._void_ran(verb, values) if reply else None
             case "checkpoint":
                 sign = (str(keys[0]), str(values[0]))
                 stories = [story for value in values if isinstance(value, str) and (story := self.calls.get(value))]
@@ -402,7 +397,7 @@ class Auditor:
         if money.free < 0:
             raise self.broken(f"organization {story.owner} is {-money.free} below its limit", story)
 
-    def _settle_ran(self, values: Sequence[Argument]) -> None:
+    def _settle_ran(self, verb: str, values: Sequence[Argument]) -> None:
         call, amount = str(values[0]), int(values[3])
         story = self.story_of(call)
         money = self.money[story.owner]
@@ -410,7 +405,7 @@ class Auditor:
         held = money.held.pop(call, None)
         self.note(story, "is settled in Redis", ("recovered" if is_recovered else "", amount))
         if is_recovered:
-            self._swept(story)
+            self._given_up(verb, story)
         if held is None or is_recovered:
             # Without a hold it was not foreseen; a recovered one may be corrected, and give money back.
             money.slack += amount
@@ -421,25 +416,26 @@ class Auditor:
             # Booking would leave it out and give the money back, but until then the customer is short of it.
             raise self.broken("a call is settled twice in Redis", story)
 
-    def _void_ran(self, values: Sequence[Argument]) -> None:
+    def _void_ran(self, verb: str, values: Sequence[Argument]) -> None:
         call = str(values[0])
         story = self.calls[call]
         self.money[story.owner].held.pop(call, None)
         self.note(story, "is voided in Redis", values[3])
-        # A gateway does the same with holds of calls that have ended in it: when Redis has forgotten, and when it first
-        # hears of the epochs, with those whose void had not arrived.
-        is_own = story.is_released or (self._has_forgotten and story.amount is not None)
-        if values[3] == "abandoned" and not is_own:
-            self._swept(story)
+        if values[3] == "abandoned":
+            self._given_up(verb, story)
 
-    def _swept(self, story: Story) -> None:
-        now_us, never_us = self._now_us(), -SWEEP_US
-        is_silent = now_us - self._signs.get(story.sign, never_us) >= SILENCE_US
-        # A sweep takes its time: the gateway may have come back since it was looked for.
-        was_silent = now_us - self._silent.get(story.sign, never_us) < SWEEP_US
-        # Whoever has taken over the journal of a dead process knows that it is dead, and need not wait.
-        if not (is_silent or was_silent or story.gateway in self._gone):
-            raise self.broken("a sweeper ends a call whose gateway has just shown a sign of life", story)
+    def _given_up(self, verb: str, story: Story) -> None:
+        """A call is ended, and not by its machine."""
+        if verb in ("recover", "abandon"):
+            # A sweeper does, however long its sweep took: a gateway that came back meanwhile is left alone.
+            if self._now_us() - self._signs.get(story.sign, -SILENCE_US) < SILENCE_US:
+                raise self.broken("a sweeper ends a call whose gateway has just shown a sign of life", story)
+            return
+        # A gateway gives holds back of calls that have ended in it, where Redis may have lost that; and whoever takes
+        # over the journal of a dead process knows that it is dead, and need not wait.
+        has_ended = story.is_released or str(story.call_id) in self._settled
+        if not (has_ended or story.gateway in self._gone):
+            raise self.broken("a hold is given back before its call has ended", story)
 
     def _checkpoint_ran(self, sign: tuple[str, str], points: Sequence[tuple[Story, int | None]]) -> None:
         self._alive(sign)
@@ -464,10 +460,7 @@ class Auditor:
             money.held.clear()
 
     def _alive(self, sign: tuple[str, str]) -> None:
-        now_us = self._now_us()
-        if now_us - self._signs.get(sign, now_us) >= SILENCE_US:
-            self._silent[sign] = now_us
-        self._signs[sign] = now_us
+        self._signs[sign] = self._now_us()
 
     def redis_forgets(self, sentence: str, lost: Mapping[UUID, int]) -> None:
         """Redis lost what it knew, and with it settles of these amounts that may be in no book.
@@ -475,7 +468,6 @@ class Auditor:
         Running calls have no hold now: they end late, beyond the limit of their organization at worst.
         """
         self.note(None, sentence, sum(lost.values()))
-        self._has_forgotten = True
         self._signs.clear()
         for owner, money in self.money.items():
             money.slack += sum(money.held.values()) + lost.get(owner, 0)

@@ -30,6 +30,8 @@ _SCRIPTS: Final[dict[str, Script]] = {
     "hold": store._HOLD,
     "settle": store._SETTLE,
     "void": store._VOID,
+    "recover": store._RECOVER,
+    "abandon": store._ABANDON,
     "project": store._PROJECT,
     "install": store._INSTALL,
     "checkpoint": store._CHECKPOINT,
@@ -37,7 +39,7 @@ _SCRIPTS: Final[dict[str, Script]] = {
     "forget": store._FORGET,
 }
 _VERBS: Final = {script.sha1: verb for verb, script in _SCRIPTS.items()}
-_REPEATED: Final = frozenset({"hold", "settle", "void", "project"})
+_REPEATED: Final = frozenset({"hold", "settle", "void", "recover", "abandon", "project"})
 _EXPIRE: Final = """
 local gone = redis.call('ZRANGEBYSCORE', 'simulated:expiry', '-inf', ARGV[1])
 for i = 1, #gone, 500 do
@@ -64,11 +66,6 @@ class Slot:
         self.is_filled = False
         self.is_heard = False
         self.reply: Any = None
-
-    @property
-    def was_refused(self) -> bool:
-        """Whether it was a hold that was not placed: nobody asks for that one again."""
-        return self.is_heard and isinstance(self.reply, list) and self.reply[0] != b"placed"
 
 
 class Redis:
@@ -128,6 +125,11 @@ class Redis:
         if isinstance(slot.reply, hiredis.ReplyError):
             raise slot.reply
         return slot.reply
+
+    def has_refused(self, slot: Slot) -> bool:
+        """Whether it was a hold that was not placed. That one does not come again: no connection sends a hold twice."""
+        reply = self.reply(slot)
+        return isinstance(reply, list) and reply[0] != b"placed"
 
     def ask(self, *arguments: Argument) -> Any:
         """Run a command and wait for its reply, outside of all simulated time."""
@@ -295,7 +297,7 @@ class Line:
         slot = do()
         if is_repeated and random.random() < weather.twice:
             self._faults[Fault.TWICE] += 1
-            self._later(lambda: slot.was_refused or do(), random.random() * 20)
+            self._later(lambda: redis.has_refused(slot) or do(), random.random() * 20)
         if (fate := fate - weather.replies_lost) < 0:
             self._faults[Fault.REPLY_LOST] += 1
             await self._give_up(random.random() * timeout_seconds)

@@ -532,6 +532,32 @@ async def test_a_call_stays_noted_until_its_charge_outlives_the_process() -> Non
     assert not notes.noted
 
 
+async def test_a_call_is_its_process_s_own_until_the_hot_store_has_its_charge() -> None:
+    """Or the recovery would give its hold back first, and its money could be spent twice meanwhile."""
+    scene = Scene(has_journal=True)
+    assert scene.journal is not None
+    taken = asyncio.Event()
+
+    async def settle(hold: Hold, charge: Charge) -> bool:
+        await taken.wait()
+        scene.hot._end(hold)
+        return True
+
+    scene.hot.settle = settle  # type: ignore[method-assign]
+    call_id = scene.call().call.hold_request.origin.call_id
+    await scene.turn()
+    scene.hot.answers_at_once = False
+    scene.one.say(*LAST)
+    await scene.turn()
+    scene.journal.waiting[0](None)
+    scene.hot.waiting[-1](AWAY)
+    assert not scene.running.drivers, "its client is served"
+    assert scene.running.call_ids() == {call_id}
+    taken.set()
+    await scene.over()
+    assert not scene.running.call_ids()
+
+
 async def test_the_client_leaves_while_its_charge_is_settled() -> None:
     scene = Scene(has_journal=True)
     assert scene.journal is not None

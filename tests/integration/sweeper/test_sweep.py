@@ -190,6 +190,43 @@ async def test_an_instance_that_lives_after_all_is_not_forgotten(
     assert (await worker.signs_of_life(tenant.shard)).keys() == {"one"}
 
 
+@pytest.mark.parametrize("is_accepted", [True, False], ids=["recovered", "voided"])
+async def test_a_sweep_that_arrives_late_spares_a_gateway_that_is_back(
+    gateway: HotStore, worker: HotStore, raw: HotConnection, tenant: Tenant, is_accepted: bool
+) -> None:
+    """A sweeper's command may wait in a Redis that hangs, behind it the gateway's next sign of life, or before it."""
+    await open_shard(gateway, tenant)
+    hold = await placed(gateway, tenant.request())
+    await gateway.checkpoint([point(hold, 30, accepted=is_accepted)])
+    await silence(raw, worker, tenant.shard, "one")
+    found = await worker.silence(tenant.shard, suspect_ms=30_000, dead_ms=0)
+    assert found is not None
+    sign = found.instances["one"]
+    await gateway.checkpoint([point(hold, 30, accepted=is_accepted)])
+    assert not await worker.recover(hold, charge(hold, 30), "one", sign)
+    assert not await worker.abandon(hold, "one", sign)
+    assert await money(worker, tenant) == HotBalance(1_000, 100, 0, 0, 1)
+    # Silent again, and this is what was read.
+    await silence(raw, worker, tenant.shard, "one")
+    sign = str((await worker.signs_of_life(tenant.shard))["one"])
+    if is_accepted:
+        assert await worker.recover(hold, charge(hold, 30), "one", sign)
+        assert not await worker.recover(hold, charge(hold, 30), "one", sign)
+        assert await money(worker, tenant) == HotBalance(970, 0, 0, 30, 1)
+    else:
+        assert await worker.abandon(hold, "one", sign)
+        assert not await worker.abandon(hold, "one", sign)
+        assert await money(worker, tenant) == HotBalance(1_000, 0, 0, 0, 1)
+
+
+async def test_who_is_watched_no_longer_is_not_alive(gateway: HotStore, worker: HotStore, tenant: Tenant) -> None:
+    """Redis may have become blank since the hold was read; the checkpoint in a sweeper's hands is all there is."""
+    await open_shard(gateway, tenant)
+    hold = Hold(tenant.request())
+    assert await worker.recover(hold, charge(hold, 30), "one", "1")
+    assert [one.amount for one in await charges(worker, tenant)] == [30]
+
+
 async def test_many_sweepers_and_late_gateways_at_once(
     gateway: HotStore, worker: HotStore, raw: HotConnection, tenant: Tenant
 ) -> None:
