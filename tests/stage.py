@@ -93,7 +93,10 @@ async def all_hear(listeners: list[Listener], words: str) -> None:
     """Wait until each listener has heard these words."""
 
     async def heard() -> bool:
-        return all(words in listener.text for listener in listeners)
+        silent = [listener for listener in listeners if words not in listener.text]
+        for listener in silent:
+            assert not listener.task.done(), f"{listener.status}, and not '{words}': {listener.text}"
+        return not silent
 
     await eventually(heard)
 

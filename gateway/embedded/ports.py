@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import secrets
 import socket
 
 from gateway.embedded.errors import CannotStart
@@ -13,13 +14,21 @@ LOOPBACK = "127.0.0.1"
 _OK = 200
 _ANSWER_SECONDS = 2.0
 
+_FIRST_PORT, _PORTS = 20_000, 12_768
+"""Below those that Linux, macOS and Windows give to connections, so that none takes the port before it is used."""
+_TRIES = 100
+
 
 def free_port(preferred: int | None = None) -> int:
     """A port nobody listens on: `preferred` if it is free, else any."""
     if preferred is not None and is_free(preferred):
         return preferred
+    for _ in range(_TRIES):
+        port = _FIRST_PORT + secrets.randbelow(_PORTS)
+        if is_free(port):
+            return port
     with socket.create_server((LOOPBACK, 0)) as listener:
-        port: int = listener.getsockname()[1]
+        port = int(listener.getsockname()[1])
         return port
 
 

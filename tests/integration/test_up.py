@@ -21,6 +21,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from gateway.embedded.ports import free_port
 from models.ids import uuid7_time
 from tests.conftest import Up, poll
 
@@ -147,8 +148,8 @@ def test_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_backend_that_does_not_answer_is_refused(tmp_path: Path) -> None:
-    port = free()
-    sentence = refused(f"--port={free()}", f"--data-dir={tmp_path / 'data'}", f"--backend=http://127.0.0.1:{port}")
+    port = free_port()
+    sentence = refused(f"--port={free_port()}", f"--data-dir={tmp_path / 'data'}", f"--backend=http://127.0.0.1:{port}")
     assert f"No model server answers GET http://127.0.0.1:{port}/v1/models" in sentence
 
 
@@ -160,7 +161,7 @@ def test_full_disk_is_refused(tmp_path: Path) -> None:
     if mounted.returncode != 0:
         pytest.skip("this container may not mount a small disk")
     try:
-        assert "is full" in refused(f"--port={free()}", f"--data-dir={disk / 'data'}")
+        assert "is full" in refused(f"--port={free_port()}", f"--data-dir={disk / 'data'}")
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -284,9 +285,3 @@ def test_termination_while_starting_leaves_nothing(tmp_path: Path) -> None:
     starting.child.signal(signal.SIGTERM)
     assert starting.wait_end(10) == 0
     assert starting.parts_are_gone()
-
-
-def free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
