@@ -9,12 +9,11 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.alerting import reached, suggested_top_up
-from billing.hot.keys import SHARDS
 from billing.months import bounds_of, month_of
 from billing.store import alerts as stored
 from billing.store.alerts import give_alert
-from billing.store.spend_alerts import StoredAlert, alerts_of_shard
-from billing.store.spend_limits import StoredLimit, booked_between, limits_of_shard
+from billing.store.spend_alerts import StoredAlert, alerts_of_shard, shards_with_alerts
+from billing.store.spend_limits import StoredLimit, booked_between, limits_of_shard, shards_with_limits
 from models.alert import Alert, AlertKind
 from models.money import money
 from models.payment import PaymentEvent
@@ -28,8 +27,11 @@ _LATE_BOOKING: Final = timedelta(hours=1)
 async def notice(engine: AsyncEngine, now: datetime) -> int:
     """Look over everything once; how many alerts were given. Any number of workers may do so at a time."""
     given = await _notice_balances(engine, now) + await _notice_grants(engine, now)
-    for shard in range(SHARDS):
+    async with engine.connect() as connection:
+        limited, alerted = await shards_with_limits(connection), await shards_with_alerts(connection)
+    for shard in limited:
         given += await _notice_limits(engine, shard, now)
+    for shard in alerted:
         given += await _notice_spend_alerts(engine, shard, now)
     return given
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.hot.store import HotStore
 from billing.months import bounds_of, month_of, next_month
-from billing.store.spend_limits import StoredLimit, booked_between, limits_of, limits_of_shard
+from billing.store.spend_limits import StoredLimit, booked_between, limits_of, limits_of_shard, shards_with_limits
 
 
 async def count_spending(connection: AsyncConnection, hot: HotStore, organization_id: UUID, now: datetime) -> None:
@@ -21,10 +21,12 @@ async def count_spending(connection: AsyncConnection, hot: HotStore, organizatio
     await _count(connection, hot, await limits_of(connection, organization_id), now)
 
 
-async def count_all_spending(engine: AsyncEngine, hot: HotStore, shard: int, now: datetime) -> None:
-    """`count_spending` of all organizations of a shard: for new months, and for a Redis that was made anew."""
+async def count_all_spending(engine: AsyncEngine, hot: HotStore, shards: Collection[int], now: datetime) -> None:
+    """`count_spending` of all organizations of these shards: for new months, and for a Redis that was made anew."""
     async with engine.connect() as connection:
-        await _count(connection, hot, await limits_of_shard(connection, shard), now)
+        for shard in await shards_with_limits(connection):
+            if shard in shards:
+                await _count(connection, hot, await limits_of_shard(connection, shard), now)
 
 
 async def _count(connection: AsyncConnection, hot: HotStore, limits: Iterable[StoredLimit], now: datetime) -> None:

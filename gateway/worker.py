@@ -172,9 +172,10 @@ class Worker:
             self._partitions_at = started
         await expire_grants(self._engine, self._clock.now())
         await grant_allowances(self._engine, self._hot, self._clock.now())
-        for shard in list(self._epochs):
+        shards = list(self._epochs)
+        for shard in shards:
             await project_all(self._engine, self._hot, shard)
-            await count_all_spending(self._engine, self._hot, shard, self._clock.now())
+        await count_all_spending(self._engine, self._hot, shards, self._clock.now())
         await seal_postings(self._engine)
         # However many organizations there are, this takes a tenth of the time at most.
         await self._pause(max(_TIDY_SECONDS, 9 * (time.monotonic() - started)))
@@ -225,9 +226,8 @@ class Worker:
         before = dict(self._epochs)
         await self._learn()
         raised = [shard for shard in wrong if self._epochs[shard] != before[shard]]
-        for shard in raised:
-            await count_all_spending(self._engine, self._hot, shard, self._clock.now())
         if raised:
+            await count_all_spending(self._engine, self._hot, raised, self._clock.now())
             _log.info("balances_rebuilt", shards=raised, epoch=max(self._epochs[shard] for shard in raised))
 
     async def _learn(self) -> None:

@@ -138,6 +138,13 @@ async def limits_of_shard(connection: AsyncConnection, shard: int) -> list[Store
     return await _limits(connection, organization.c.shard == shard)
 
 
+async def shards_with_limits(connection: AsyncConnection) -> list[int]:
+    """The shards of organizations that have a limit in force: one look instead of sixteen where there are few."""
+    statement = select(organization.c.shard).join(spend_limit, spend_limit.c.organization_id == organization.c.id)
+    rows = await connection.execute(statement.where(spend_limit.c.removed_at.is_(None)).distinct())
+    return sorted(rows.scalars())
+
+
 async def booked_between(connection: AsyncConnection, limit: Scoped, starts_at: datetime, ends_at: datetime) -> Units:
     """What calls of the limit's scope that ended in these hours have cost; with a key, those that took its place."""
     statement = select(func.coalesce(func.sum(usage_hour.c.amount), 0)).where(

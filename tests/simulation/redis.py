@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from random import Random
@@ -225,14 +225,15 @@ class Line:
         then: Callable[[Any], None],
     ) -> None:
         """Run a script; `then` is handed what comes of it."""
-        work = self._tell(self.run(script, key_count, *arguments, timeout_ms=timeout_ms), then)
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(self._tell(script, key_count, arguments, timeout_ms, then))
         self._started.add(task)
         task.add_done_callback(self._ended)
 
-    async def _tell(self, work: Coroutine[Any, Any, Any], then: Then) -> None:
+    async def _tell(
+        self, script: Script, key_count: int, arguments: Sequence[Argument], timeout_ms: int, then: Then
+    ) -> None:
         try:
-            reply = await work
+            reply = await self.run(script, key_count, *arguments, timeout_ms=timeout_ms)
         except hiredis.ReplyError:
             raise
         except Exception as error:
