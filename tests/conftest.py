@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from gateway.embedded import llamacpp as embedded_llamacpp
 from gateway.embedded import postgres as embedded_postgres
@@ -30,6 +31,10 @@ OWNER = "tollgate_owner"
 APP = "tollgate_app"
 PASSWORD = "password"
 _TEMPLATE = "tollgate_template"
+
+# What structlog does until a program configures it: it would draw a logged error with the values of every variable of
+# every frame, which takes a minute where a frame holds an application.
+structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 
 
 @dataclass(frozen=True, slots=True)
