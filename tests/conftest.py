@@ -12,12 +12,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
+import structlog
 
 from gateway.embedded import llamacpp as embedded_llamacpp
 from gateway.embedded import postgres as embedded_postgres
@@ -31,6 +32,10 @@ APP = "tollgate_app"
 PASSWORD = "password"
 _TEMPLATE = "tollgate_template"
 
+# What structlog does until a program configures it: it would draw a logged error with the values of every variable of
+# every frame, which takes a minute where a frame holds an application.
+structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
+
 
 @dataclass(frozen=True, slots=True)
 class Database:
@@ -38,6 +43,9 @@ class Database:
 
     owner_url: str
     app_url: str
+
+
+MakeDatabase: TypeAlias = Callable[[str], Coroutine[Any, Any, Database]]
 
 
 class RedisProcess:
@@ -200,14 +208,25 @@ def _migrated(postgres_server: embedded_postgres.Postgres) -> str:
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="session")
+def make_database(postgres_server: embedded_postgres.Postgres, _migrated: str) -> MakeDatabase:
+    """Makes a fresh, migrated database. It goes with the session's server: dropping it would cost more than that."""
+
+    async def make(name: str) -> Database:
+        # A number each time: what a package shares is set up again where other packages come in between.
+        name = f"{name}_{next(_numbers)}"
+        await embedded_postgres.create_database(postgres_server, name, OWNER, template=_migrated)
+        return Database(
+            owner_url=postgres_server.url(name, OWNER, PASSWORD), app_url=postgres_server.url(name, APP, PASSWORD)
+        )
+
+    return make
+
+
 @pytest.fixture
-def postgres(postgres_server: embedded_postgres.Postgres, _migrated: str) -> Database:
-    """A fresh, migrated database. It goes with the session's server: dropping it would cost more than leaving it."""
-    name = f"test_{next(_numbers)}"
-    asyncio.run(embedded_postgres.create_database(postgres_server, name, OWNER, template=_migrated))
-    return Database(
-        owner_url=postgres_server.url(name, OWNER, PASSWORD), app_url=postgres_server.url(name, APP, PASSWORD)
-    )
+def postgres(make_database: MakeDatabase) -> Database:
+    """A fresh, migrated database of this test."""
+    return asyncio.run(make_database("test"))
 
 
 @pytest.fixture(scope="session")

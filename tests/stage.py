@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,16 +18,19 @@ from pydantic import SecretStr
 from billing.store.engine import make_engine
 from gateway.app import Tollgate
 from gateway.keys import issue_operator_key
+from gateway.retries import RetryBudget
 from gateway.server import PublicServer, config_of
 from gateway.settings import Settings
-from gateway.telemetry import configure_logging
+from gateway.telemetry import BACKENDS, configure_logging
 from gateway.worker import run_worker
 from models.money import parse_amount
+from tests.conftest import MakeDatabase, RedisProcess
 
 PEPPER = "a pepper of tests that is long enough to be one"
 ALWAYS = "2020-01-01T00:00:00Z"
 """Since when prices are in force: also for a gateway whose clock goes back."""
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
+_numbers = itertools.count(1)
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 15.0) -> Any:
@@ -129,7 +134,11 @@ class Stage:
         deployment = {"backend": name, "backend_model": known_as, "weight": 1}
         body = {"id": model, "context_length": 4096, "deployments": [deployment], **more}
         await self.operate("POST", "/models", json=body)
-        for meter, price in PRICES.items():
+        await self.price(model)
+
+    async def price(self, model: str, prices: Mapping[str, str] = PRICES) -> None:
+        """Publish prices of a million tokens, by meter."""
+        for meter, price in prices.items():
             row = {"book": "default", "model": model, "meter": meter, "currency": "USD", "price_per_million": price}
             await self.operate("POST", "/prices", json=row | {"effective_from": ALWAYS})
 
@@ -211,6 +220,13 @@ class Stage:
 
         await eventually(still)
 
+    def take_over(self) -> None:
+        """Show this gateway's metrics, and give it a new retry budget, for a test that shares it with others."""
+        capacity = self.app.running.capacity
+        # Metrics are those of a process; another stage in this one may have taken them over.
+        BACKENDS.read = capacity.gauges
+        capacity.budget = RetryBudget(1.0, floor=1_000)
+
     async def start_worker(self) -> None:
         """Run a worker beside the gateway."""
         self._worker_stop.clear()
@@ -232,6 +248,15 @@ class Stage:
         await eventually(is_ready)
 
 
+def listening() -> socket.socket:
+    """A free port of this machine, for a server that runs in the test's own loop."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    # asyncio sets this for sockets that it opened itself alone (uvloop, which the program runs on, for all). Without it
+    # each answer that is written in two pieces waits 40 ms for the client's acknowledgement of the first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
 @asynccontextmanager
 async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> AsyncIterator[Stage]:
     """Start gateway and worker; on the way out stop both, the gateway by its drain."""
@@ -249,7 +274,7 @@ async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> As
     configure_logging("error")
     app = Tollgate(settings)
     await app.open()
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listening()
     server = PublicServer(config_of(app, http=app.protocol), app.drain)
     serving = asyncio.create_task(server._serve(sockets=[listener]))
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -269,3 +294,15 @@ async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> As
         await app.close()
         # Tests after this one may look for lines below the level that was set here.
         structlog.reset_defaults()
+
+
+@asynccontextmanager
+async def own_stage(make_database: MakeDatabase, scratch: Path, name: str, **changes: Any) -> AsyncIterator[Stage]:
+    """A stage with a database and a Redis of its own, for all tests of a package."""
+    database = await make_database(name)
+    redis = RedisProcess(scratch / f"redis-{name}-{next(_numbers)}")
+    try:
+        async with raise_curtain(database.app_url, redis.url, **changes) as stage:
+            yield stage
+    finally:
+        redis.close()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from gateway.embedded import postgres as embedded_postgres
-from models.ids import uuid7
 from models.money import parse_amount
-from tests.conftest import APP, OWNER, PASSWORD, RedisProcess
+from tests.conftest import MakeDatabase
 from tests.scripted import PLAIN, Scripted, scripted_backend
-from tests.stage import Stage, Tenant, raise_curtain
+from tests.stage import Stage, Tenant, own_stage
 
 
 @dataclass(slots=True)
@@ -47,26 +44,9 @@ class Scene:
 
 
 @pytest.fixture(scope="package")
-def attacked_redis(scratch: Path) -> Iterator[RedisProcess]:
-    server = RedisProcess(scratch / "redis-attacks")
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(scope="package")
-async def scene(
-    postgres_server: embedded_postgres.Postgres, _migrated: str, attacked_redis: RedisProcess
-) -> AsyncIterator[Scene]:
-    # Its own name each time: with other packages in between this is set up again.
-    name = f"attacks_{uuid7(datetime.now(UTC)).hex}"
-    await embedded_postgres.create_database(postgres_server, name, OWNER, template=_migrated)
-    url = postgres_server.url(name, APP, PASSWORD)
-    async with (
-        scripted_backend() as backend,
-        raise_curtain(url, attacked_redis.url, max_body_bytes=1_000_000, body_timeout_seconds=1) as stage,
-    ):
+async def scene(make_database: MakeDatabase, scratch: Path) -> AsyncIterator[Scene]:
+    limits = {"max_body_bytes": 1_000_000, "body_timeout_seconds": 1}
+    async with scripted_backend() as backend, own_stage(make_database, scratch, "attacks", **limits) as stage:
         await stage.backend(backend.url, kind="openai", model="m", known_as="x")
         yield Scene(stage, backend, await stage.tenant(), await stage.tenant())
 

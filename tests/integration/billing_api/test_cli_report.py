@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import text
 from typer.testing import CliRunner
@@ -25,6 +24,7 @@ from gateway.cli import make_app
 from gateway.embedded.redis import Redis
 from tests.conftest import Database
 from tests.integration.billing_api.world import World, make_charge
+from tests.rooms import on_free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -62,17 +62,8 @@ def _logging_as_it_was() -> Iterator[None]:
 @pytest.fixture
 async def served(app: FastAPI, world: World) -> AsyncIterator[str]:
     """The application on a real port; answers its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
-    task = asyncio.create_task(server.serve())
-    async with asyncio.timeout(10):
-        while not server.started:  # noqa: ASYNC110  # uvicorn offers no event for it
-            await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        await task
+    async with on_free_port(app) as url:
+        yield url
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import io
 import json
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 import typer
-import uvicorn
 from fastapi import FastAPI
 from pypdf import PdfReader
 from sqlalchemy import select, update
@@ -33,6 +31,7 @@ from models.invoice import Invoice, Party
 from models.money import Units
 from models.tables import invoice
 from tests.integration.billing_api.world import Tenant, World
+from tests.rooms import on_free_port
 from tests.unit.documents.test_invoices import DOLLARS, NOTE, WONS
 
 pytestmark = pytest.mark.anyio
@@ -206,16 +205,8 @@ async def test_many_at_once_are_made_one_after_the_other(world: World) -> None:
 @pytest.fixture
 async def url(app: FastAPI) -> AsyncIterator[str]:
     """A gateway on a free port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with on_free_port(app) as url:
+        yield url
 
 
 async def command(world: World, url: str, *arguments: str) -> tuple[int, str]:

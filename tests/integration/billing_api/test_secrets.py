@@ -16,7 +16,8 @@ from gateway.api.probes import internal_app
 from gateway.keys import digest
 from gateway.parts import Parts
 from gateway.telemetry import configure_logging
-from tests.integration.billing_api.world import PEPPER, World
+from tests.integration.billing_api.world import World
+from tests.rooms import PEPPER
 
 pytestmark = pytest.mark.anyio
 

@@ -25,8 +25,8 @@ from models.money import MilliUnits, Units
 from models.tables import charge as charges
 from models.tables import organization, project, shard
 from models.usage import Ending, UsageSource
+from tests.rooms import PEPPER
 
-PEPPER = b"p" * 32
 EPOCH = 1
 DOLLAR = 1_000_000_000
 MONDAY = datetime(2026, 3, 2, 12, tzinfo=UTC)

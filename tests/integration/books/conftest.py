@@ -7,21 +7,18 @@ import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
-from uuid import uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.exports import KINDS, Manifest, Wanted, begin_export, stream
-from billing.hot.keys import SHARDS
 from billing.hot.store import HotStore, make_hot_store
-from billing.rebuild import ensure_epoch
 from billing.store.engine import make_engine
-from gateway.embedded.postgres import Postgres, create_database
 from gateway.embedded.redis import Redis, command
-from tests.conftest import APP, OWNER, PASSWORD
+from tests.conftest import MakeDatabase
 from tests.integration.book.conftest import engine, hot
 from tests.integration.books.month import ISSUED, Document, Month
+from tests.rooms import open_all_shards
 
 __all__ = ["engine", "hot"]
 
@@ -56,8 +53,7 @@ class Books(NamedTuple):
 
 async def _made(engine: AsyncEngine, hot: HotStore) -> Books:
     """March with its invoices: one voided and issued again, one with a credit note, one paid in part."""
-    for shard in range(SHARDS):
-        assert await ensure_epoch(engine, hot, shard)
+    await open_all_shards(engine, hot)
     month = Month(engine, hot)
     await month.make()
     voided = await month.invoice(month.hybrid, number=1)
@@ -78,11 +74,9 @@ async def _made(engine: AsyncEngine, hot: HotStore) -> Books:
 
 
 @pytest.fixture(scope="module")
-async def books(postgres_server: Postgres, _migrated: str, redis_server: Redis) -> AsyncIterator[Books]:
+async def books(make_database: MakeDatabase, redis_server: Redis) -> AsyncIterator[Books]:
     """The month, for tests that only read it."""
-    name = f"books_{uuid4().hex}"
-    await create_database(postgres_server, name, OWNER, template=_migrated)
-    engine = make_engine(postgres_server.url(name, APP, PASSWORD))
+    engine = make_engine((await make_database("books")).app_url)
     command(redis_server, "FLUSHALL")
     hot = await make_hot_store(redis_server.url)
     try:

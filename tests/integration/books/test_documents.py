@@ -18,21 +18,19 @@ from sqlalchemy import select, update
 from billing import invoices, payments
 from billing.exports import KINDS, Manifest, Wanted, begin_export, stream
 from billing.exports.focus_check import check
-from billing.hot.keys import SHARDS
 from billing.hot.store import make_hot_store
-from billing.rebuild import ensure_epoch
 from billing.store.engine import make_engine
 from billing.store.taxes import NewTaxRule, add_rule
 from billing.tax import TaxRule
-from gateway.embedded.postgres import Postgres, create_database
 from gateway.embedded.redis import Redis, command
 from models.invoice import Invoice, TaxTreatment
 from models.money import CURRENCIES, Units, amount_text
 from models.tables import invoice, organization, payment
-from tests.conftest import APP, OWNER, PASSWORD
+from tests.conftest import MakeDatabase
 from tests.integration.books.conftest import File
 from tests.integration.books.month import BEGIN, ISSUED, MARCH, Customer, Month
 from tests.integration.books.test_ledgers import run
+from tests.rooms import open_all_shards
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -75,16 +73,13 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-async def scene(postgres_server: Postgres, _migrated: str, redis_server: Redis) -> AsyncIterator[Scene]:
+async def scene(make_database: MakeDatabase, redis_server: Redis) -> AsyncIterator[Scene]:
     """Whatever can become of an invoice: voided and issued again, paid, paid too much, credited, refunded, given up."""
-    name = f"documents_{uuid4().hex}"
-    await create_database(postgres_server, name, OWNER, template=_migrated)
-    engine = make_engine(postgres_server.url(name, APP, PASSWORD))
+    engine = make_engine((await make_database("documents")).app_url)
     command(redis_server, "FLUSHALL")
     hot = await make_hot_store(redis_server.url)
     try:
-        for shard in range(SHARDS):
-            assert await ensure_epoch(engine, hot, shard)
+        await open_all_shards(engine, hot)
         month = Month(engine, hot)
         await month.make()
         yield await _billed(Scene(month))

@@ -15,25 +15,18 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from billing.exports import KINDS
 from billing.store.keys import create_admin_key
-from gateway.api import billing, errors
-from gateway.auth import KeyRing
-from gateway.catalog import CatalogCache
-from gateway.clock import Clock
+from gateway.api import billing
 from gateway.keys import KeyKind, issue_operator_key, mint
-from gateway.memory import Memory
-from gateway.parts import Parts
-from gateway.settings import Settings
 from tests.integration.books.conftest import Books
 from tests.integration.books.month import Customer
+from tests.rooms import PEPPER, application, make_parts, on_free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
-PEPPER = b"p" * 32
 OWN = sorted(name for name, kind in KINDS.items() if not kind.is_operators)
 OPERATORS = sorted(name for name, kind in KINDS.items() if kind.is_operators)
 TO = {"ageing": {"to": "2026-05-01"}}
@@ -42,23 +35,7 @@ TO = {"ageing": {"to": "2026-05-01"}}
 @pytest.fixture
 def app(books: Books) -> FastAPI:
     """An application with these books; nothing in it needs Redis."""
-    engine, clock = books.month.engine, Clock()
-    settings = Settings.model_validate(
-        {"database_url": "postgresql://", "redis_url": "redis://", "key_pepper": PEPPER.decode()}
-    )
-    app = FastAPI()
-    app.state.parts = Parts(
-        settings,
-        clock,
-        engine,
-        books.month.hot,
-        KeyRing(engine, PEPPER, clock, 3),
-        CatalogCache(engine, 1),
-        Memory(engine, clock, 60),
-    )
-    errors.install(app)
-    app.include_router(billing.router)
-    return app
+    return application(make_parts(books.month.engine, books.month.hot), billing.router)
 
 
 @pytest.fixture
@@ -216,17 +193,8 @@ async def test_formulas_are_guarded_in_text_and_nowhere_else(
 @pytest.fixture
 async def served(app: FastAPI) -> AsyncIterator[str]:
     """The application on a real port; answers its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
-    task = asyncio.create_task(server.serve())
-    async with asyncio.timeout(10):
-        while not server.started:  # noqa: ASYNC110  # uvicorn offers no event for it
-            await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        await task
+    async with on_free_port(app) as url:
+        yield url
 
 
 async def _tollgate(*arguments: str | Path, **environment: str) -> tuple[int, str]:

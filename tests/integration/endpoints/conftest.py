@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from gateway.embedded import postgres as embedded_postgres
-from models.ids import uuid7
 from models.money import parse_amount
-from tests.conftest import APP, OWNER, PASSWORD, RedisProcess
+from tests.conftest import MakeDatabase
 from tests.scripted import Scripted, scripted_backend
-from tests.stage import ALWAYS, Stage, Tenant, raise_curtain
+from tests.stage import ALWAYS, Stage, Tenant, own_stage
 
 KINDS = ("openai", "vllm", "sglang", "llamacpp", "ollama", "tgi")
 
@@ -54,23 +51,12 @@ class Shop:
 
 
 @pytest.fixture(scope="package")
-def shop_redis(scratch: Path) -> Iterator[RedisProcess]:
-    server = RedisProcess(scratch / "redis-endpoints")
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(scope="package")
-async def open_shop(
-    postgres_server: embedded_postgres.Postgres, _migrated: str, shop_redis: RedisProcess
-) -> AsyncIterator[Shop]:
-    name = f"endpoints_{uuid7(datetime.now(UTC)).hex}"
-    await embedded_postgres.create_database(postgres_server, name, OWNER, template=_migrated)
-    url = postgres_server.url(name, APP, PASSWORD)
+async def open_shop(make_database: MakeDatabase, scratch: Path) -> AsyncIterator[Shop]:
     hosts = frozenset({"img.example"})
-    async with scripted_backend() as backend, raise_curtain(url, shop_redis.url, media_hosts=hosts) as stage:
+    async with (
+        scripted_backend() as backend,
+        own_stage(make_database, scratch, "endpoints", media_hosts=hosts) as stage,
+    ):
         for kind in KINDS:
             await stage.backend(backend.url, kind=kind, model=kind, known_as="x")
             for meter, price in (("image", "0.02"), ("audio_second", "0.0001")):

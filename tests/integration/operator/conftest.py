@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from billing.hot.store import make_hot_store
-from billing.rebuild import ensure_epoch
-from billing.store.engine import make_engine
-from gateway.api import errors, operator
-from gateway.auth import KeyRing
-from gateway.catalog import CatalogCache
-from gateway.clock import Clock
+from gateway.api import operator
 from gateway.embedded.redis import Redis
 from gateway.keys import issue_operator_key
-from gateway.memory import Memory
 from gateway.parts import Parts
-from gateway.settings import Settings
 from tests.conftest import Database
-from tests.integration.operator.world import PEPPER, World
-
-
-class MovableClock(Clock):
-    """The billing clock, which a test moves on."""
-
-    def move(self, step: timedelta) -> None:
-        """Move on by `step`."""
-        self._offset += step
+from tests.integration.operator.world import World
+from tests.rooms import PEPPER, MovableClock, application, open_all_shards, open_parts
 
 
 @pytest.fixture
@@ -42,34 +26,14 @@ def clock() -> MovableClock:
 @pytest.fixture
 async def parts(postgres: Database, redis: Redis, clock: MovableClock) -> AsyncIterator[Parts]:
     """The parts of a gateway."""
-    settings = Settings.model_validate(
-        {"database_url": postgres.app_url, "redis_url": redis.url, "key_pepper": PEPPER.decode()}
-    )
-    engine = make_engine(postgres.app_url)
-    hot = await make_hot_store(redis.url)
-    try:
-        yield Parts(
-            settings,
-            clock,
-            engine,
-            hot,
-            KeyRing(engine, PEPPER, clock, 3),
-            CatalogCache(engine, 1),
-            Memory(engine, clock, 60),
-        )
-    finally:
-        await hot.close()
-        await engine.dispose()
+    async with open_parts(postgres, redis, clock) as parts:
+        yield parts
 
 
 @pytest.fixture
 def app(parts: Parts) -> FastAPI:
     """The application under test."""
-    app = FastAPI()
-    app.state.parts = parts
-    errors.install(app)
-    app.include_router(operator.router)
-    return app
+    return application(parts, operator.router)
 
 
 @pytest.fixture
@@ -85,5 +49,4 @@ async def world(app: FastAPI, parts: Parts) -> AsyncIterator[World]:
 @pytest.fixture
 async def open_shards(parts: Parts) -> None:
     """All shards of the empty Redis are open, as a worker leaves them."""
-    for shard in range(16):
-        assert await ensure_epoch(parts.engine, parts.hot, shard)
+    await open_all_shards(parts.engine, parts.hot)

@@ -10,7 +10,8 @@ from sqlalchemy import event
 from gateway.keys import KeyKind, mint
 from models.account import Principal
 from models.errors import NotAuthenticated, Unavailable
-from tests.integration.operator.world import PEPPER, World
+from tests.integration.operator.world import World
+from tests.rooms import PEPPER
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,6 @@ from uuid import UUID, uuid4
 
 import pytest
 import typer
-import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import insert
 from typer.testing import CliRunner
@@ -24,6 +22,7 @@ from models.ids import uuid7
 from models.tables import charge
 from tests.integration.operator.world import World
 from tests.integration.test_up_discovery import serving
+from tests.rooms import on_free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -70,16 +69,8 @@ class CommandLine:
 @pytest.fixture
 async def command_line(app: FastAPI, world: World) -> AsyncIterator[CommandLine]:
     """A command line, and a gateway on a free port for it."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield CommandLine(f"http://127.0.0.1:{listener.getsockname()[1]}", world.operator_key)
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with on_free_port(app) as url:
+        yield CommandLine(url, world.operator_key)
 
 
 @pytest.mark.usefixtures("open_shards")

@@ -11,8 +11,8 @@ from sqlalchemy import event
 from gateway.api.operator import router
 from gateway.auth import guards_of
 from gateway.keys import KeyKind, mint
-from tests.integration.operator.conftest import MovableClock
-from tests.integration.operator.world import PEPPER, World, refusal
+from tests.integration.operator.world import World, refusal
+from tests.rooms import PEPPER, MovableClock
 
 pytestmark = pytest.mark.anyio
 

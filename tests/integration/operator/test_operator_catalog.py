@@ -15,8 +15,8 @@ from gateway.embedded.llamacpp import LlamaCpp
 from models.ids import uuid7
 from models.tables import charge
 from tests.conftest import Database
-from tests.integration.operator.conftest import MovableClock
 from tests.integration.operator.world import World, refusal
+from tests.rooms import MovableClock
 
 pytestmark = pytest.mark.anyio
 

@@ -16,9 +16,9 @@ from gateway.parts import Parts
 from models.money import parse_amount
 from tests.integration.book.desk import BEGIN, CENT, DOLLAR, LATER, MONTH, Desk
 from tests.integration.book.shop import Shop, Tenant, now
-from tests.integration.operator.conftest import MovableClock
 from tests.integration.operator.test_cli_operate import CommandLine, command_line
 from tests.integration.operator.world import World, refusal
+from tests.rooms import MovableClock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("open_shards")]
 

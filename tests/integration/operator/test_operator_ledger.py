@@ -26,9 +26,9 @@ from models.catalog import Rates
 from models.ids import uuid7
 from models.money import MilliUnits, Units
 from models.usage import Ending, TokenUsage, UsageSource
-from tests.integration.operator.conftest import MovableClock
 from tests.integration.operator.test_cli_operate import CommandLine, command_line
 from tests.integration.operator.world import World, refusal
+from tests.rooms import MovableClock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("open_shards")]
 

@@ -12,9 +12,9 @@ import pytest
 from models.catalog import Scheme, Steps, Tariff, Tier
 from models.money import MilliUnits
 from tests.conftest import Database
-from tests.integration.operator.conftest import MovableClock
 from tests.integration.operator.test_operator_catalog import add_charge
 from tests.integration.operator.world import World, refusal
+from tests.rooms import MovableClock
 
 pytestmark = pytest.mark.anyio
 

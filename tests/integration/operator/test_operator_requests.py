@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from billing.store.idempotency import Claim, claim
 from models.errors import Conflict
-from tests.integration.operator.conftest import MovableClock
 from tests.integration.operator.world import World, refusal
+from tests.rooms import MovableClock
 
 pytestmark = pytest.mark.anyio
 

@@ -10,9 +10,9 @@ import pytest
 
 from gateway.embedded.llamacpp import LlamaCpp
 from models.catalog import Catalog, OrganizationRouting, PricedAs, Window
-from tests.integration.operator.conftest import MovableClock
 from tests.integration.operator.world import World, refusal
 from tests.integration.test_up_discovery import listing, serving
+from tests.rooms import MovableClock
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from sqlalchemy import text
 from billing.store.keys import find_api_key
 from gateway.keys import KeyKind, digest, well_formed
 from models.errors import NotAuthenticated
-from tests.integration.operator.conftest import MovableClock
-from tests.integration.operator.world import PEPPER, World, refusal
+from tests.integration.operator.world import World, refusal
+from tests.rooms import PEPPER, MovableClock
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,6 @@ from sqlalchemy import text
 
 from gateway.parts import Parts
 
-PEPPER = b"pepper-of-the-operator-tests-0123456789"
-
 
 @dataclass(frozen=True, slots=True)
 class World:

@@ -21,28 +21,23 @@ from billing.charges import Measured
 from billing.charges import charge as close
 from billing.hot.entries import encode_charge
 from billing.hot.keys import shard_of
-from billing.hot.store import HotStore, StreamEntry, make_hot_store
+from billing.hot.store import HotStore, StreamEntry
 from billing.settlement import book_entries, correct, open_accounts
-from billing.store.engine import make_engine
 from billing.store.keys import create_admin_key, create_api_key
 from billing.store.shards import lease
-from gateway.api import billing, errors
+from gateway.api import billing
 from gateway.api import organization as control
-from gateway.auth import KeyRing
-from gateway.catalog import CatalogCache
-from gateway.clock import Clock
+from gateway.embedded.redis import Redis
 from gateway.keys import KeyKind, mint
-from gateway.memory import Memory
-from gateway.parts import Parts
-from gateway.settings import Settings
 from models.call import CallOrigin, Charge, Hold, HoldRequest
 from models.catalog import Meter, PriceVersion, Scheme, Tier, rates_of
 from models.ids import uuid7
 from models.money import MilliUnits, Units
 from models.tables import model, organization, price_version, project
 from models.usage import Ending, TokenUsage, UsageSource
+from tests.conftest import Database
+from tests.rooms import PEPPER, application, open_parts
 
-PEPPER: Final = b"p" * 32
 CALLS: Final = 10_000
 DAYS: Final = 4
 END: Final = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -105,29 +100,17 @@ class Trade:
 
 
 @asynccontextmanager
-async def opened(database_url: str, redis_url: str) -> AsyncIterator[Trade]:
+async def opened(database: Database, redis: Redis) -> AsyncIterator[Trade]:
     """A fresh database with the trade booked, and an application in front of it."""
-    settings = Settings.model_validate(
-        {"database_url": database_url, "redis_url": redis_url, "key_pepper": PEPPER.decode()}
-    )
-    engine, hot, clock = make_engine(database_url), await make_hot_store(redis_url), Clock()
-    app = FastAPI()
-    keys, catalog, memory = KeyRing(engine, PEPPER, clock, 3), CatalogCache(engine, 1), Memory(engine, clock, 60)
-    app.state.parts = Parts(settings, clock, engine, hot, keys, catalog, memory)
-    errors.install(app)
-    for room in (control, billing):
-        app.include_router(room.router)
-    try:
-        trade = Trade(engine, hot, app, await _side(engine, 3, 2), await _side(engine, 1, 1))
+    async with open_parts(database, redis) as parts:
+        engine, app = parts.engine, application(parts, control.router, billing.router)
+        trade = Trade(engine, parts.hot, app, await _side(engine, 3, 2), await _side(engine, 1, 1))
         await _price(trade)
         chance = random.Random(20_261_127)
         await _book(trade, [_call(trade, trade.ours, chance) for _ in range(CALLS - 60)])
         await _book(trade, [_call(trade, trade.theirs, chance) for _ in range(300)])
         await _recover(trade, [_made(trade, trade.ours, chance) for _ in range(60)], chance)
         yield trade
-    finally:
-        await hot.close()
-        await engine.dispose()
 
 
 async def _side(engine: AsyncEngine, projects: int, keys: int) -> Side:

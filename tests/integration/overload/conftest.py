@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.embedded import postgres as embedded_postgres
-from gateway.retries import RetryBudget
-from gateway.telemetry import BACKENDS, REGISTRY
+from gateway.telemetry import REGISTRY
 from models.money import parse_amount
-from tests.conftest import APP, OWNER, PASSWORD, RedisProcess
+from tests.conftest import MakeDatabase
 from tests.scripted import DONE, Asked, Scripted, end, open_stream, said, send, usage
-from tests.stage import PRICES, Stage, Tenant, eventually, raise_curtain
+from tests.stage import PRICES, Stage, Tenant, eventually, own_stage
 
 WAIT_SECONDS = 2.0
 _numbers = itertools.count(1)
@@ -94,9 +92,7 @@ class House:
         ]
         body = {"id": model, "context_length": 4096, "deployments": deployments}
         await self.stage.operate("POST", "/models", json=body)
-        for meter, price in PRICES.items():
-            body = {"book": "default", "model": model, "meter": meter, "currency": "USD", "price_per_million": price}
-            await self.stage.operate("POST", "/prices", json=body)
+        await self.stage.price(model)
 
         async def is_known() -> bool:
             catalog = self.stage.app.parts.catalog.current
@@ -161,32 +157,17 @@ def metric(name: str, **labels: str) -> float:
 
 
 @pytest.fixture(scope="package")
-def overloaded_redis(scratch: Path) -> Iterator[RedisProcess]:
-    server = RedisProcess(scratch / "redis-overload")
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(scope="package")
-async def shared_stage(
-    postgres_server: embedded_postgres.Postgres, _migrated: str, overloaded_redis: RedisProcess
-) -> AsyncIterator[Stage]:
-    await embedded_postgres.create_database(postgres_server, "overload", OWNER, template=_migrated)
-    url = postgres_server.url("overload", APP, PASSWORD)
-    async with raise_curtain(url, overloaded_redis.url, wait_seconds=WAIT_SECONDS) as stage:
+async def shared_stage(make_database: MakeDatabase, scratch: Path) -> AsyncIterator[Stage]:
+    async with own_stage(make_database, scratch, "overload", wait_seconds=WAIT_SECONDS) as stage:
         yield stage
 
 
 @pytest.fixture
 async def house(shared_stage: Stage) -> AsyncIterator[House]:
     """The shared stage with a new retry budget; afterwards nothing may be left of the calls."""
+    shared_stage.take_over()
     running = shared_stage.app.running
-    # Metrics are those of a process; another stage in this one may have taken them over.
-    BACKENDS.read = running.capacity.gauges
-    settings, running.capacity.budget = running.settings, RetryBudget(1.0, floor=1_000)
-    house = House(shared_stage)
+    settings, house = running.settings, House(shared_stage)
     try:
         yield house
         await house.is_over()

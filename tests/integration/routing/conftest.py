@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.embedded import postgres as embedded_postgres
-from gateway.retries import RetryBudget
-from gateway.telemetry import BACKENDS
-from tests.conftest import APP, OWNER, PASSWORD, RedisProcess
+from tests.conftest import MakeDatabase
 from tests.scripted import Scripted
-from tests.stage import ALWAYS, PRICES, Stage, Tenant, eventually, raise_curtain
+from tests.stage import PRICES, Stage, Tenant, eventually, own_stage
 
 CHECK_SECONDS = 0.1
 _numbers = itertools.count(1)
@@ -41,14 +38,8 @@ class Town:
         served = [{"backend_model": f"{model}-as-served"} | each for each in deployments]
         body = {"id": model, "context_length": 4096, "deployments": served, **more}
         await self.stage.operate("POST", "/models", json=body)
-        await self.price(model, PRICES if prices is None else prices)
+        await self.stage.price(model, PRICES if prices is None else prices)
         return model
-
-    async def price(self, model: str, prices: dict[str, str]) -> None:
-        """Publish prices."""
-        for meter, price in prices.items():
-            row = {"book": "default", "model": model, "meter": meter, "currency": "USD", "price_per_million": price}
-            await self.stage.operate("POST", "/prices", json=row | {"effective_from": ALWAYS})
 
     async def chat(self, tenant: Tenant, model: str, words: str = "hi", **more: Any) -> httpx.Response:
         """A chat call."""
@@ -69,31 +60,16 @@ class Town:
 
 
 @pytest.fixture(scope="package")
-def routing_redis(scratch: Path) -> Iterator[RedisProcess]:
-    server = RedisProcess(scratch / "redis-routing")
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(scope="package")
-async def routing_stage(
-    postgres_server: embedded_postgres.Postgres, _migrated: str, routing_redis: RedisProcess
-) -> AsyncIterator[Stage]:
-    await embedded_postgres.create_database(postgres_server, "routing", OWNER, template=_migrated)
-    url = postgres_server.url("routing", APP, PASSWORD)
-    async with raise_curtain(url, routing_redis.url, wait_seconds=0.5, health_check_seconds=CHECK_SECONDS) as stage:
+async def routing_stage(make_database: MakeDatabase, scratch: Path) -> AsyncIterator[Stage]:
+    waits = {"wait_seconds": 0.5, "health_check_seconds": CHECK_SECONDS}
+    async with own_stage(make_database, scratch, "routing", **waits) as stage:
         yield stage
 
 
 @pytest.fixture
 async def town(routing_stage: Stage) -> AsyncIterator[Town]:
     """The shared stage with a new retry budget; afterwards the ledger must be whole."""
-    running = routing_stage.app.running
-    # Metrics are those of a process; another stage in this one may have taken them over.
-    BACKENDS.read = running.capacity.gauges
-    running.capacity.budget = RetryBudget(1.0, floor=1_000)
+    routing_stage.take_over()
     yield Town(routing_stage)
     await routing_stage.quiet()
-    assert running.capacity.room.running_calls == 0
+    assert routing_stage.app.running.capacity.room.running_calls == 0

@@ -8,24 +8,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from billing.hot.store import make_hot_store
-from billing.rebuild import ensure_epoch
-from billing.store.engine import make_engine
-from gateway.api import alerts, errors, operator, webhooks
+from gateway.api import alerts, operator, webhooks
 from gateway.api.limits import BodyLimit
-from gateway.auth import KeyRing
-from gateway.catalog import CatalogCache
 from gateway.deliveries import Post
 from gateway.embedded.redis import Redis
 from gateway.keys import issue_operator_key
-from gateway.memory import Memory
 from gateway.parts import Parts
-from gateway.settings import Settings
 from tests.conftest import Database
-from tests.integration.operator.conftest import MovableClock
-from tests.integration.operator.world import PEPPER
 from tests.integration.webhooks.receiver import Receiver, receiving, trusted
 from tests.integration.webhooks.world import SECRET, Customer, Payments
+from tests.rooms import PEPPER, MovableClock, application, open_all_shards, open_parts
 
 
 @pytest.fixture
@@ -37,41 +29,15 @@ def clock() -> MovableClock:
 @pytest.fixture
 async def parts(postgres: Database, redis: Redis, clock: MovableClock) -> AsyncIterator[Parts]:
     """The parts of a gateway that has Stripe's secret, with all shards open."""
-    settings = Settings.model_validate(
-        {
-            "database_url": postgres.app_url,
-            "redis_url": redis.url,
-            "key_pepper": PEPPER.decode(),
-            "payment_webhook_secrets": {"stripe": SECRET},
-        }
-    )
-    engine = make_engine(postgres.app_url)
-    hot = await make_hot_store(redis.url)
-    try:
-        for shard in range(16):
-            assert await ensure_epoch(engine, hot, shard)
-        yield Parts(
-            settings,
-            clock,
-            engine,
-            hot,
-            KeyRing(engine, PEPPER, clock, 3),
-            CatalogCache(engine, 1),
-            Memory(engine, clock, 60),
-        )
-    finally:
-        await hot.close()
-        await engine.dispose()
+    async with open_parts(postgres, redis, clock, payment_webhook_secrets={"stripe": SECRET}) as parts:
+        await open_all_shards(parts.engine, parts.hot)
+        yield parts
 
 
 @pytest.fixture
 def app(parts: Parts) -> FastAPI:
     """The application under test."""
-    app = FastAPI()
-    app.state.parts = parts
-    errors.install(app)
-    for room in (webhooks, alerts, operator):
-        app.include_router(room.router)
+    app = application(parts, webhooks.router, alerts.router, operator.router)
     app.add_middleware(BodyLimit)
     return app
 

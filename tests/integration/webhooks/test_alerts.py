@@ -23,10 +23,9 @@ from models.errors import InvalidRequest
 from models.ids import uuid7
 from models.ledger import GrantKind
 from models.money import Units
-from tests.integration.operator.conftest import MovableClock
-from tests.integration.operator.world import PEPPER
 from tests.integration.webhooks.receiver import HOST, Receiver, trusted
 from tests.integration.webhooks.world import Customer, Payments
+from tests.rooms import PEPPER, MovableClock
 from tests.stage import eventually
 from tests.unit.stripe_samples import event, intent
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
@@ -17,6 +15,7 @@ from billing.notices import notice
 from gateway import destinations
 from gateway.cli import make_app
 from tests.integration.webhooks.world import Customer, Payments
+from tests.rooms import on_free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -31,23 +30,14 @@ async def run(app: FastAPI, payments: Payments, monkeypatch: pytest.MonkeyPatch)
         return ["93.184.215.14"]
 
     monkeypatch.setattr(destinations, "resolve", resolve)
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    environment = {"TOLLGATE_URL": url, "TOLLGATE_OPERATOR_KEY": payments.operator_key}
+    async with on_free_port(app) as url:
+        environment = {"TOLLGATE_URL": url, "TOLLGATE_OPERATOR_KEY": payments.operator_key}
 
-    async def run(*arguments: str) -> tuple[int, str]:
-        result = await asyncio.to_thread(CliRunner().invoke, make_app(), ["alert", *arguments], env=environment)
-        return result.exit_code, result.output
+        async def run(*arguments: str) -> tuple[int, str]:
+            result = await asyncio.to_thread(CliRunner().invoke, make_app(), ["alert", *arguments], env=environment)
+            return result.exit_code, result.output
 
-    try:
         yield run
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
 
 
 async def answer(run: Run, *arguments: str) -> Any:
