@@ -31,6 +31,7 @@ from gateway.calls.driver import Driver
 from gateway.calls.intake import Intake
 from gateway.calls.running import Running
 from gateway.parts import Parts
+from gateway.telemetry import BATCHES
 from models.account import Principal
 from models.call import Charge
 from models.errors import Unavailable
@@ -188,6 +189,7 @@ class Batches:
                 lease_seconds=parts.settings.batch_lease_seconds,
                 now=parts.clock.now(),
             )
+        BATCHES.lost(sum(one.was_lost for one in claimed))
         for one in claimed:
             self._held[one.call_id] = one
             task = asyncio.create_task(self._run_line(batch, one, principal))
@@ -237,10 +239,13 @@ class Batches:
             if not outcome.has_failed:
                 # What one is refused for, the others would be as well.
                 self._resting[batch.id] = self._loop.time() + min(exchange.retry_after_seconds, LONGEST_REST_SECONDS)
+            lost = 0
             async with self._parts.engine.begin() as connection:
-                await stored.put_off(connection, claimed, seconds, has_failed=outcome.has_failed)
+                is_ours = await stored.put_off(connection, claimed, seconds, has_failed=outcome.has_failed)
                 if charge is not None:
-                    await self._lose(connection, batch, claimed)
+                    lost = await self._lose(connection, batch, claimed)
+            BATCHES.lost(lost)
+            BATCHES.run("taken" if not is_ours else "retried" if outcome.has_failed else "put_off")
             return
         if status:
             told, told_status = exchange.body, status
@@ -252,14 +257,17 @@ class Batches:
     async def _end(
         self, batch: AnyRow, claimed: Claimed, status: int | None, told: bytes, charge: Charge | None, *, is_lost: bool
     ) -> None:
-        tokens = Tokens() if charge is None or is_lost else _tokens_of(charge)
+        tokens, lost = Tokens() if charge is None or is_lost else _tokens_of(charge), 0
         async with self._parts.engine.begin() as connection:
             is_ours = await stored.end_line(connection, claimed, status, told, tokens)
             if is_lost or (charge is not None and not is_ours):
-                await self._lose(connection, batch, claimed)
+                lost = await self._lose(connection, batch, claimed)
+        BATCHES.lost(lost)
+        BATCHES.run("taken" if not is_ours else "completed" if stored.is_good(status) else "failed")
 
-    async def _lose(self, connection: Any, batch: AnyRow, claimed: Claimed) -> None:
-        await stored.add_lost(connection, batch.organization_id, [(claimed.call_id, batch.id, claimed.line)])
+    async def _lose(self, connection: Any, batch: AnyRow, claimed: Claimed) -> int:
+        attempt = (claimed.call_id, batch.id, claimed.line)
+        return len(await stored.add_lost(connection, batch.organization_id, [attempt]))
 
     async def _persist(self, store: Callable[[], Awaitable[None]]) -> None:
         """Store, again and again until Postgres takes it: an answer that was paid for is worth waiting with."""

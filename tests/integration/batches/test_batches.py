@@ -134,7 +134,9 @@ async def test_the_rate_limit_of_the_key_applies_and_is_waited_for(desk: Desk) -
     assert batch["request_counts"] == {"total": 62, "completed": 62, "failed": 0}
 
 
-def _patient(go_on: asyncio.Event) -> Any:
+def patient(go_on: asyncio.Event) -> Any:
+    """A backend that begins each answer, and ends it once it may."""
+
     async def script(asked: Asked, writer: asyncio.StreamWriter) -> None:
         await open_stream(writer)
         await send(writer, said("hello"))
@@ -147,7 +149,7 @@ def _patient(go_on: asyncio.Event) -> Any:
 
 async def test_a_cancelled_batch_ends_what_runs_and_begins_no_more(desk: Desk, backend: Scripted) -> None:
     go_on = asyncio.Event()
-    backend.script = _patient(go_on)
+    backend.script = patient(go_on)
     batch = await desk.create(jsonl(*(task(str(number)) for number in range(40))))
 
     async def runs() -> bool:
@@ -178,7 +180,7 @@ async def test_a_finished_batch_cannot_be_cancelled(desk: Desk) -> None:
 
 async def test_a_revoked_key_stops_its_batch(desk: Desk, backend: Scripted) -> None:
     go_on = asyncio.Event()
-    backend.script = _patient(go_on)
+    backend.script = patient(go_on)
     stage = desk.stage
     batch = await desk.create(jsonl(*(task(str(number)) for number in range(40))))
 
@@ -203,7 +205,7 @@ async def test_a_revoked_key_stops_its_batch(desk: Desk, backend: Scripted) -> N
 
 async def test_a_batch_out_of_time_keeps_what_it_has(desk: Desk, backend: Scripted) -> None:
     go_on = asyncio.Event()
-    backend.script = _patient(go_on)
+    backend.script = patient(go_on)
     batch = await desk.create(jsonl(*(task(str(number)) for number in range(20))))
 
     async def runs() -> bool:
@@ -242,7 +244,7 @@ async def test_one_idempotency_key_makes_one_batch(desk: Desk) -> None:
 async def test_lines_leave_half_of_a_backend_to_interactive_calls(desk: Desk, backend: Scripted) -> None:
     stage, go_on = desk.stage, asyncio.Event()
     await stage.operate("POST", "/backends/openai-m", json={"max_in_flight": 4})
-    backend.script = _patient(go_on)
+    backend.script = patient(go_on)
 
     async def is_known() -> bool:
         models = stage.app.parts.catalog.current.models
