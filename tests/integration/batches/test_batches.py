@@ -229,6 +229,17 @@ async def test_a_batch_out_of_time_keeps_what_it_has(desk: Desk, backend: Script
     await desk.stage.charges(desk.tenant, 16)
 
 
+@pytest.mark.parametrize("endpoint", ["/v1/messages", "/chat/completions", "/v1/rerank", "", 5])
+async def test_an_endpoint_that_no_batch_has_is_told_with_those_that_have(desk: Desk, endpoint: object) -> None:
+    file_id = (await desk.upload(jsonl(task("a")))).json()["id"]
+    body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h"}
+    answer = await desk.ask("POST", "/v1/batches", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (422, "endpoint")
+    assert "'/v1/chat/completions'" in error["message"]
+    assert "/v1/messages" not in error["message"]
+
+
 async def test_one_idempotency_key_makes_one_batch(desk: Desk) -> None:
     file_id = (await desk.upload(jsonl(task("a")))).json()["id"]
     body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
