@@ -23,7 +23,7 @@ from billing.store.pages import AnyRow
 from gateway.batches.exchange import LineExchange
 from gateway.batches.finishing import finish
 from gateway.batches.lines import own_error
-from gateway.batches.outcomes import MOST_FAILURES, Again, judge
+from gateway.batches.outcomes import MOST_FAILURES, NO_MONEY, Again, judge
 from gateway.batches.returns import give_back
 from gateway.batches.room import Room
 from gateway.batches.validation import validate
@@ -45,6 +45,7 @@ FAULTS: Final = (DataError, IntegrityError, ProgrammingError)
 LOOK_SECONDS: Final = 0.5
 LINGER_SECONDS: Final = 0.02
 TIDY_SECONDS: Final = 5.0
+SHORTEST_REST_SECONDS: Final = 1
 LONGEST_REST_SECONDS: Final = 60
 STORE_AGAIN_SECONDS: Final = 0.5
 LAST_STORES_SECONDS: Final = 5.0
@@ -81,6 +82,8 @@ class Batches:
         self._loop = asyncio.get_running_loop()
         self._held: dict[UUID, Claimed] = {}
         """Lines at work here, by call id."""
+        self._exchanges: set[LineExchange] = set()
+        """Those of them that are being called."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._keys: dict[UUID, _Known] = {}
         self._resting: dict[UUID, float] = {}
@@ -219,8 +222,12 @@ class Batches:
                 await self._persist(lambda: self._end(batch, claimed, None, told, None, is_lost=False))
                 return
             exchange = LineExchange(batch.endpoint, claimed.body)
-            self._intake.begin_line(exchange, principal, claimed.call_id)
-            await exchange.answered
+            self._exchanges.add(exchange)
+            try:
+                self._intake.begin_line(exchange, principal, claimed.call_id)
+                await exchange.answered
+            finally:
+                self._exchanges.discard(exchange)
             await self._persist(lambda: self._store(batch, claimed, exchange))
         except Exception:
             # The line is taken again when its time is over.
@@ -232,13 +239,20 @@ class Batches:
     async def _store(self, batch: AnyRow, claimed: Claimed, exchange: LineExchange) -> None:
         """Write down what came of an attempt: its answer, or that there will be another one."""
         status = exchange.status if exchange.response_complete else 0
-        outcome = judge(status, exchange.retry_after_seconds, delays=claimed.delays, failures=claimed.failures)
+        outcome = judge(
+            status,
+            exchange.retry_after_seconds,
+            delays=claimed.delays,
+            failures=claimed.failures,
+            is_money_held=status == NO_MONEY and self._is_money_held(batch.organization_id),
+        )
         charge = _charge_of(exchange)
         if isinstance(outcome, Again):
             seconds = 0 if self._intake.is_draining else outcome.seconds
             if not outcome.has_failed:
                 # What one is refused for, the others would be as well.
-                self._resting[batch.id] = self._loop.time() + min(exchange.retry_after_seconds, LONGEST_REST_SECONDS)
+                rest_seconds = max(exchange.retry_after_seconds, SHORTEST_REST_SECONDS)
+                self._resting[batch.id] = self._loop.time() + min(rest_seconds, LONGEST_REST_SECONDS)
             lost = 0
             async with self._parts.engine.begin() as connection:
                 is_ours = await stored.put_off(connection, claimed, seconds, has_failed=outcome.has_failed)
@@ -253,6 +267,11 @@ class Batches:
             told, told_status = own_error("no_answer", "There was no answer to this request."), None
         is_lost = charge is not None and not outcome.is_paid
         await self._end(batch, claimed, told_status, told, charge, is_lost=is_lost)
+
+    def _is_money_held(self, organization_id: UUID) -> bool:
+        """Whether money of an organization is held for a line that runs here, and may come free."""
+        holds = (one.client.call.hold for one in self._exchanges if isinstance(one.client, Driver))
+        return any(hold is not None and hold.request.origin.organization_id == organization_id for hold in holds)
 
     async def _end(
         self, batch: AnyRow, claimed: Claimed, status: int | None, told: bytes, charge: Charge | None, *, is_lost: bool

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -145,6 +147,38 @@ def patient(go_on: asyncio.Event) -> Any:
         await end(writer)
 
     return script
+
+
+async def test_money_that_is_held_for_other_lines_is_waited_for(desk: Desk, backend: Scripted) -> None:
+    """A balance that covers all lines, but not what is held for them at a time."""
+    go_on, stage = asyncio.Event(), desk.stage
+    backend.script = patient(go_on)
+    lines = [task(str(number)) for number in range(8)]
+    batch = await desk.create(jsonl(lines[0]))
+
+    async def asked(count: int) -> bool:
+        return len(backend.asked) == count
+
+    await eventually(partial(asked, 1))
+    held = (await stage.balance(desk.tenant))["held"]["amount"]
+    go_on.set()
+    await desk.ended(batch)
+    go_on.clear()
+    poor = Desk(stage, await stage.tenant(credit=str(3 * Decimal(held))))
+    batch = await poor.create(jsonl(*lines))
+
+    async def all_were_tried() -> bool:
+        async with stage.app.parts.engine.connect() as connection:
+            tried = "select count(*) from batch_line where state = 'waiting' and delays > 1 and failures = 0"
+            return bool((await connection.execute(text(tried))).scalar_one() == 5)
+
+    await eventually(all_were_tried)
+    assert await asked(1 + 3)
+    go_on.set()
+    batch = await poor.ended(batch, 60)
+    assert batch["request_counts"] == {"total": 8, "completed": 8, "failed": 0}
+    await stage.charges(poor.tenant, 8)
+    await poor.spent()
 
 
 async def test_a_cancelled_batch_ends_what_runs_and_begins_no_more(desk: Desk, backend: Scripted) -> None:
