@@ -17,6 +17,7 @@ from billing.pricing import price
 from billing.schemes import counted_by, monthly_rebate
 from billing.store.catalog import missing_models
 from billing.store.engine import encode_json
+from billing.store.price_books import batch_books as named_books
 from billing.store.price_books import book_parents
 from billing.store.prices import all_versions
 from billing.store.repricing import MILLI_UNITS, ONCE, RATE_COLUMNS, UNITS, rate_json
@@ -39,36 +40,56 @@ _CHARGES: Final = """
       where charge.call_id >= :first and charge.call_id < :past
         and charge.created_at >= :start and charge.created_at < :end
 """
-_SETS: Final = f"select distinct price_version_ids, model, currency, price_book from ({_CHARGES}) charge"  # noqa: S608
+_SETS: Final = f"select distinct price_version_ids, model, currency, price_book, batch from ({_CHARGES}) charge"  # noqa: S608
 _SUMS: Final = f"""
-    select organization_id, currency, count(*) as calls, sum(amount) as charged,
+    select organization_id, currency, batch, count(*) as calls, sum(amount) as charged,
         sum(case when term.input is null then amount else {UNITS} end) as would_be
       from ({_CHARGES} and charge.corrects is null) charge
       left join jsonb_to_recordset(cast(:terms as jsonb)) as term (
-        price_version_ids uuid[], model text, currency text, price_book text, {RATE_COLUMNS}
-      ) using (price_version_ids, model, currency, price_book)
+        price_version_ids uuid[], model text, currency text, price_book text, batch boolean, {RATE_COLUMNS}
+      ) using (price_version_ids, model, currency, price_book, batch)
       cross join lateral (select {MILLI_UNITS} as milli {ONCE}) priced
-      group by organization_id, currency
+      group by organization_id, currency, batch
 """  # noqa: S608 - made of constants
 _CORRECTIONS: Final = f"""
-    select organization_id, currency, amount, counted, price_version_ids, model, price_book,
+    select organization_id, currency, amount, counted, price_version_ids, model, price_book, batch,
         to_char(ended_at at time zone timezone, 'YYYY-MM') as month
       from ({_CHARGES} and charge.corrects is not null) charge
 """  # noqa: S608 - made of constants
 _QUANTITIES: Final = f"""
-    select organization_id, price_version_ids, model, currency, price_book,
+    select organization_id, price_version_ids, model, currency, price_book, batch,
         to_char(ended_at at time zone timezone, 'YYYY-MM') as month, count(*) as calls, sum(input_tokens) as input,
         sum(output_tokens) as output, sum(cached_tokens) as cached, sum(cache_write_tokens) as cache_write,
         sum(reasoning_tokens) as reasoning, sum(images) as images, sum(audio_seconds) as audio_seconds
       from ({_CHARGES} and charge.corrects is null) charge
-      group by organization_id, price_version_ids, model, currency, price_book, month
+      group by organization_id, price_version_ids, model, currency, price_book, batch, month
 """  # noqa: S608 - made of constants
 _NAMES: Final = "select id, name from organization where id = any(cast(:ids as uuid[]))"
 
 
+@dataclass(slots=True, kw_only=True)
+class Sums:
+    """Calls of the span in ledger units: what they were charged, and what they would have been."""
+
+    calls: int = 0
+    charged: int = 0
+    would_be: int = 0
+
+    @property
+    def difference(self) -> int:
+        """How much more the drafts would have brought."""
+        return self.would_be - self.charged
+
+    def add(self, other: Sums) -> None:
+        """Count others in."""
+        self.calls += other.calls
+        self.charged += other.charged
+        self.would_be += other.would_be
+
+
 @dataclass(slots=True)
-class Repriced:
-    """An organization's calls of the span in ledger units: what they were charged, and what they would have been.
+class Repriced(Sums):
+    """The calls of an organization; `batches` is the part of them that are lines of batches.
 
     `rebate` is how much more invoices would give back, where tiers are over a month.
     """
@@ -76,14 +97,12 @@ class Repriced:
     organization_id: UUID
     currency: str
     name: str = ""
-    calls: int = 0
-    charged: int = 0
-    would_be: int = 0
     rebate: int = 0
+    batches: Sums = field(default_factory=Sums)
 
     @property
     def difference(self) -> int:
-        """How much more the drafts would have brought."""
+        """How much more the drafts would have brought, after what invoices give back."""
         return self.would_be - self.charged - self.rebate
 
 
@@ -95,10 +114,11 @@ class _Key:
     model: str
     currency: str
     price_book: str
+    batch: bool
 
     @classmethod
     def of(cls, row: Any) -> _Key:
-        return cls(tuple(row.price_version_ids), row.model, row.currency, row.price_book)
+        return cls(tuple(row.price_version_ids), row.model, row.currency, row.price_book, row.batch)
 
 
 @dataclass(slots=True)
@@ -108,6 +128,12 @@ class _Desk:
     drafts: Mapping[tuple[str, str, str, Meter], PriceDraft]
     versions: Mapping[UUID, PriceVersion]
     parents: Mapping[str, str | None]
+    named: Mapping[str, str]
+    """The book that each price book names for batches."""
+    tried: Mapping[str, str | None]
+    """The book that it is to name instead, by price book."""
+    now: datetime
+    """When what a tried book has must be in force."""
     _known: dict[_Key, Rates | None] = field(default_factory=dict)
 
     @property
@@ -130,7 +156,24 @@ class _Desk:
 
     def drafted(self, key: _Key) -> dict[Meter, PriceVersion]:
         """The versions that it would have been charged by."""
-        return overlaid(self.pinned(key), list(line_of(key.price_book, self.parents)), self._drafts_of(key))
+        found: dict[Meter, PriceVersion] = {}
+        for book in self._books(key):
+            line = list(line_of(book, self.parents))
+            pinned = self.pinned(key)
+            there = moved(pinned, line, self._in_force(key)) if key.batch and key.price_book in self.tried else pinned
+            found = overlaid(there, line, self._drafts_of(key))
+            if rates_of({meter: one for meter, one in found.items() if one.book in line}) is not None:
+                break
+        return found
+
+    def _books(self, key: _Key) -> list[str]:
+        """Where to look for prices of such a call: the next one is asked where a book does not sell the model."""
+        cheaper = self.tried.get(key.price_book, self.named.get(key.price_book)) if key.batch else None
+        return [key.price_book] if cheaper is None else [cheaper, key.price_book]
+
+    def _in_force(self, key: _Key) -> list[PriceVersion]:
+        own = (one for one in self.versions.values() if (one.model, one.currency) == (key.model, key.currency))
+        return [one for one in own if one.in_force(self.now)]
 
     def _drafts_of(self, key: _Key) -> list[PriceDraft]:
         return [one for one in self.drafts.values() if (one.model, one.currency) == (key.model, key.currency)]
@@ -187,6 +230,22 @@ def overlaid(
     return found
 
 
+def moved(
+    pinned: Mapping[Meter, PriceVersion], line: Sequence[str], in_force: Iterable[PriceVersion]
+) -> dict[Meter, PriceVersion]:
+    """The versions of a call whose prices are to come from another line of books: those that it has from there stay.
+
+    `in_force` is what the model costs now, in all books; of it comes what is nearer, and what the call did not have.
+    """
+    place = {book: distance for distance, book in enumerate(line)}
+    found = {meter: one for meter, one in pinned.items() if one.book in place}
+    for version in in_force:
+        there = found.get(version.meter)
+        if version.book in place and (there is None or place[version.book] < place[there.book]):
+            found[version.meter] = version
+    return found
+
+
 def latest(drafts: Sequence[PriceDraft]) -> dict[tuple[str, str, str, Meter], PriceDraft]:
     """Of several drafts of one thing, as a list with its history has them, the one that begins last (None is now)."""
     found: dict[tuple[str, str, str, Meter], PriceDraft] = {}
@@ -226,7 +285,13 @@ def _same(before: Rates, after: Rates) -> bool:
 
 
 async def dry_run(
-    connection: AsyncConnection, drafts: Sequence[PriceDraft], start: datetime, end: datetime
+    connection: AsyncConnection,
+    drafts: Sequence[PriceDraft],
+    start: datetime,
+    end: datetime,
+    *,
+    now: datetime,
+    batch_books: Mapping[str, str | None] | None = None,
 ) -> list[Repriced]:
     """What the calls admitted from `start` to `end` (exclusive) were charged, and would have been at the drafts.
 
@@ -235,6 +300,9 @@ async def dry_run(
     to its hold. A correction counts in the span of its call, with the difference of its tokens. Tiers over a month look
     at the quantities of the span only: choose whole months. Read day by day from one snapshot: memory grows with the
     number of organizations only. Sorted by organization. `connection` is new: its transaction has not begun.
+
+    Calls of batches are priced by the book that their price book names for them. `batch_books` has books name another
+    one, or none (by price book): what has a price there is then priced as it is in force there `now`.
     """
     if not timedelta(0) < end - start <= LONGEST_SPAN:
         raise InvalidRequest(
@@ -245,7 +313,9 @@ async def dry_run(
     if missing := await missing_models(connection, sorted({draft.model for draft in drafts})):
         raise InvalidRequest(f"There is no model {missing[0]!r}. Create it before its prices.", param="prices")
     versions = {one.id: one for one in await all_versions(connection)}
-    desk = _Desk(wanted, versions, await book_parents(connection))
+    parents, tried = await book_parents(connection), batch_books or {}
+    _demand_books(tried, {*parents, *(draft.book for draft in drafts)})
+    desk = _Desk(wanted, versions, parents, await named_books(connection), tried, now)
     sums: _Sums = {}
     months = _Months(desk)
     for bounds in _slices(start, end):
@@ -255,6 +325,14 @@ async def dry_run(
     for one in sums.values():
         one.name = names[one.organization_id]
     return [sums[key] for key in sorted(sums)]
+
+
+def _demand_books(tried: Mapping[str, str | None], known: set[str]) -> None:
+    for book, named in tried.items():
+        if missing := {book, named} - {None, *known}:
+            raise InvalidRequest(f"There is no price book {missing.pop()!r}. Create it first.", param="batch_books")
+        if book == named:
+            raise InvalidRequest("A price book cannot name itself for batches. Name another.", param="batch_books")
 
 
 def _slices(start: datetime, end: datetime) -> Iterator[dict[str, Any]]:
@@ -269,17 +347,13 @@ async def _add(connection: AsyncConnection, desk: _Desk, bounds: dict[str, Any],
     keys = [_Key.of(row) for row in await connection.execute(text(_SETS), bounds)]
     terms = [_term(key, rates) for key in keys if (rates := desk.rates(key)) is not None]
     for row in await connection.execute(text(_SUMS), bounds | {"terms": encode_json(terms)}):
-        one = _of(sums, row)
-        one.calls += row.calls
-        one.charged += int(row.charged)
-        one.would_be += int(row.would_be)
+        _count(sums, row, Sums(calls=row.calls, charged=int(row.charged), would_be=int(row.would_be)))
     async with connection.stream(text(_CORRECTIONS), bounds, execution_options={"yield_per": _ROWS_AT_ONCE}) as rows:
         async for row in rows:
-            one = _of(sums, row)
-            one.charged += row.amount
             call, before = _corrected(row)
             rates = desk.rates(_Key.of(row))
-            one.would_be += row.amount if rates is None else price(call, rates) - price(before, rates)
+            would_be = row.amount if rates is None else price(call, rates) - price(before, rates)
+            _count(sums, row, Sums(charged=row.amount, would_be=would_be))
             months.add(row, call, 0)
             months.add(row, before, 0, sign=-1)
     if desk.looks_at_months:
@@ -294,10 +368,13 @@ def _corrected(row: Any) -> tuple[TokenUsage, TokenUsage]:
     return TokenUsage(**call), TokenUsage(**{meter: call[meter] - difference[meter] for meter in call})
 
 
-def _of(sums: _Sums, row: Any) -> Repriced:
-    return sums.setdefault((row.organization_id, row.currency), Repriced(row.organization_id, row.currency))
+def _count(sums: _Sums, row: Any, calls: Sums) -> None:
+    one = sums.setdefault((row.organization_id, row.currency), Repriced(row.organization_id, row.currency))
+    one.add(calls)
+    if row.batch:
+        one.batches.add(calls)
 
 
 def _term(key: _Key, rates: Rates) -> dict[str, Any]:
-    names = {"model": key.model, "currency": key.currency, "price_book": key.price_book}
+    names = {"model": key.model, "currency": key.currency, "price_book": key.price_book, "batch": key.batch}
     return {**rate_json(rates), **names, "price_version_ids": key.price_version_ids}

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -28,6 +28,9 @@ from models.catalog import Catalog, Meter
 from models.errors import TollgateError
 from models.money import CURRENCIES
 from models.usage import Ending
+
+if TYPE_CHECKING:
+    from billing.store.batches import Standing
 
 # Log lines -----------------------------------------------------------------------------------------------------------
 
@@ -527,6 +530,70 @@ class WorkerMetrics(Collector):
         yield lag
 
 
+class BatchMetrics(Collector):
+    """What a gateway did for batches, and how all batches stand, which workers look up now and then."""
+
+    def __init__(self) -> None:
+        self._run: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
+        self._lost = 0
+        self._returned = 0
+        self._returned_units: dict[str, int] = {}
+        self._standing: Standing | None = None
+        self._oldest_seconds = 0.0
+
+    def run(self, outcome: str) -> None:
+        """An attempt at a line is over; `outcome` is from a fixed set of ours."""
+        self._run[outcome] = self._run.get(outcome, 0) + 1
+
+    def ended(self, status: str) -> None:
+        """A batch has ended with this status."""
+        self._ended[status] = self._ended.get(status, 0) + 1
+
+    def lost(self, attempts: int) -> None:
+        """So many attempts at lines have no answer, and may have been charged."""
+        self._lost += attempts
+
+    def returned(self, currency: str, amount: int) -> None:
+        """What a lost attempt was charged was given back, in ledger units."""
+        self._returned += 1
+        self._returned_units[currency] = self._returned_units.get(currency, 0) + amount
+
+    def stand(self, standing: Standing, now: datetime) -> None:
+        """How all batches stand."""
+        self._standing = standing
+        age = 0.0 if standing.oldest is None else (now - standing.oldest).total_seconds()
+        self._oldest_seconds = max(0.0, age)
+
+    def collect(self) -> Iterator[Metric]:
+        """All series, for a scrape."""
+        run = "Attempts at lines of batches that ended: completed and failed lines have their answer, put_off and"
+        run += " retried ones are tried again, and those taken were another gateway's by then."
+        yield _counter("tollgate_batch_lines_run", run, ("outcome",), self._run)
+        yield _counter("tollgate_batches_ended", "Batches that ended.", ("status",), self._ended)
+        lost = "Attempts at lines whose answers were lost."
+        yield CounterMetricFamily("tollgate_batch_attempts_lost", lost, value=self._lost)
+        returned = "Lost attempts whose charge was given back."
+        yield CounterMetricFamily("tollgate_batch_attempts_returned", returned, value=self._returned)
+        units = "Money given back for lost attempts, in ledger units of the currency."
+        yield _counter("tollgate_batch_returned_units", units, ("currency",), self._returned_units)
+        yield from self._gauges()
+
+    def _gauges(self) -> Iterator[Metric]:
+        batches = GaugeMetricFamily("tollgate_batches_open", "Batches that have not ended.", labels=("status",))
+        meaning = "Lines of open batches that are yet to be run, and that run now."
+        lines = GaugeMetricFamily("tollgate_batch_lines", meaning, labels=("state",))
+        oldest = "Age of the oldest batch that has lines waiting, 0 where none has. A batch is given 24 hours."
+        age = GaugeMetricFamily("tollgate_batch_oldest_waiting_seconds", oldest, labels=())
+        if self._standing is not None:
+            for status, count in self._standing.batches.items():
+                batches.add_metric((status,), count)
+            lines.add_metric(("waiting",), self._standing.waiting)
+            lines.add_metric(("running",), self._standing.running)
+            age.add_metric((), self._oldest_seconds)
+        yield from (batches, lines, age)
+
+
 class BreakerGauge(NamedTuple):
     """The state of the breaker of one deployment, by its model: closed, open or half_open."""
 
@@ -616,7 +683,8 @@ def make_registry(collectors: Iterable[Collector]) -> CollectorRegistry:
 
 CALLS: Final = CallMetrics()
 WORKER: Final = WorkerMetrics()
+BATCHES: Final = BatchMetrics()
 PARTS_UP: Final = PartsUp()
 BACKENDS: Final = BackendGauges()
-REGISTRY: Final = make_registry((CALLS, WORKER, PARTS_UP, BACKENDS))
+REGISTRY: Final = make_registry((CALLS, WORKER, BATCHES, PARTS_UP, BACKENDS))
 """The metrics of this process, as `/metrics` shows them."""

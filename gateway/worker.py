@@ -33,6 +33,7 @@ from billing.rebuild import ensure_epoch
 from billing.sealing import seal_postings
 from billing.settlement import Booked, book_shard, expire_grants
 from billing.spending import count_all_spending
+from billing.store.batches import standing
 from billing.store.engine import make_engine
 from billing.store.ledger import ensure_partitions
 from billing.store.shards import epochs, positions
@@ -41,7 +42,7 @@ from gateway.clock import Clock
 from gateway.deliveries import AT_ONCE, Post, deliver
 from gateway.memory import forget_old
 from gateway.server import InternalServer, config_of
-from gateway.telemetry import REGISTRY, WORKER
+from gateway.telemetry import BATCHES, REGISTRY, WORKER
 from models.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -162,7 +163,10 @@ class Worker:
             await self._pause(_BUSY_SECONDS)
 
     async def tidy(self) -> None:
-        """Partitions and grants on time, balances that a program died before projecting, spend limits, and seals."""
+        """Partitions and grants on time, balances that a program died before projecting, spend limits, seals.
+
+        Last a look at how batches stand.
+        """
         started = time.monotonic()
         if self._partitions_at is None or started - self._partitions_at > _PARTITION_EVERY.total_seconds():
             async with self._engine.begin() as connection:
@@ -177,6 +181,8 @@ class Worker:
             await project_all(self._engine, self._hot, shard)
         await count_all_spending(self._engine, self._hot, shards, self._clock.now())
         await seal_postings(self._engine)
+        async with self._engine.connect() as connection:
+            BATCHES.stand(await standing(connection), self._clock.now())
         # However many organizations there are, this takes a tenth of the time at most.
         await self._pause(max(_TIDY_SECONDS, 9 * (time.monotonic() - started)))
 

@@ -47,6 +47,8 @@ class Claimed:
     delays: int
     failures: int
     model: str | None
+    was_lost: bool = False
+    """Whether it was taken from a gateway that has not ended it, whose attempt is noted as lost now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,19 @@ class Tokens:
     cached: int = 0
     output: int = 0
     reasoning: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How all batches stand together: open ones by status, lines by state, and the oldest batch of which some wait.
+
+    Lines of a gateway that has not been heard of in its time wait: others may take them.
+    """
+
+    batches: dict[str, int]
+    waiting: int
+    running: int
+    oldest: datetime | None
 
 
 # Batches -------------------------------------------------------------------------------------------------------------
@@ -88,6 +103,36 @@ async def list_batches(connection: AsyncConnection, project_id: UUID, page: Page
 async def open_batches(connection: AsyncConnection) -> list[AnyRow]:
     """All batches that have not ended, oldest first."""
     return list((await connection.execute(select(batch).where(batch.c.status.in_(OPEN)).order_by(batch.c.id))).all())
+
+
+_STANDING: Final = text(
+    """
+    select batch.status, count(*) as batches, sum(own.running) as running,
+        coalesce(sum(own.rest - own.running) filter (where batch.status = 'in_progress'), 0) as waiting,
+        min(batch.created_at) filter (
+          where batch.status = 'validating' or batch.status = 'in_progress' and own.rest > own.running
+        ) as oldest
+      from batch
+      cross join lateral (
+        select count(*) as running, batch.total - batch.completed - batch.failed as rest from batch_line
+          where batch_id = batch.id and state = 'running' and due_at > now()
+      ) own
+      where batch.status in ('validating', 'in_progress', 'finalizing', 'cancelling')
+      group by batch.status
+    """
+)
+"""Reads no line that waits: those are what a batch has left, and its counts tell that."""
+
+
+async def standing(connection: AsyncConnection) -> Standing:
+    """How all batches stand, for metrics."""
+    rows = (await connection.execute(_STANDING)).all()
+    return Standing(
+        dict.fromkeys(OPEN, 0) | {row.status: row.batches for row in rows},
+        waiting=sum(int(row.waiting) for row in rows),
+        running=sum(int(row.running) for row in rows),
+        oldest=min((row.oldest for row in rows if row.oldest is not None), default=None),
+    )
 
 
 async def move_batch(
@@ -160,7 +205,7 @@ async def claim_lines(
     if not rows:
         return []
     taken = [row for row in rows if row.state == "running"]
-    await add_lost(connection, organization_id, [(row.call_id, batch_id, row.line) for row in taken])
+    lost = await add_lost(connection, organization_id, [(row.call_id, batch_id, row.line) for row in taken])
     bodies = await _bodies(connection, batch_id, [row.line for row in rows])
     claimed = [
         Claimed(
@@ -171,6 +216,7 @@ async def claim_lines(
             row.delays,
             row.failures + (row.state == "running"),
             row.model,
+            row.call_id in lost,
         )
         for row in rows
     ]
@@ -212,16 +258,20 @@ async def keep_lines(connection: AsyncConnection, held: Collection[Claimed], lea
     )
 
 
+def is_good(status: int | None) -> bool:
+    """Whether an answer with this status completes its line; without one it is our own error."""
+    return status is not None and 200 <= status < 300
+
+
 async def end_line(
     connection: AsyncConnection, claimed: Claimed, status: int | None, answer: bytes, tokens: Tokens
 ) -> bool:
     """Store what came of a line; False where it is another's by now. Without a status the answer is our own error."""
     ended = await _change_line(connection, claimed, {"state": "done", "status": status, "answer": answer})
     if ended:
-        is_good = status is not None and 200 <= status < 300
         counts = {
-            "completed": batch.c.completed + int(is_good),
-            "failed": batch.c.failed + int(not is_good),
+            "completed": batch.c.completed + int(is_good(status)),
+            "failed": batch.c.failed + int(not is_good(status)),
             "input_tokens": batch.c.input_tokens + tokens.input,
             "cached_tokens": batch.c.cached_tokens + tokens.cached,
             "output_tokens": batch.c.output_tokens + tokens.output,
@@ -271,14 +321,14 @@ async def _has_lines(connection: AsyncConnection, batch_id: UUID, *conditions: A
     return bool((await connection.execute(statement)).scalar_one())
 
 
-async def lose_lines(connection: AsyncConnection, batch_id: UUID, organization_id: UUID) -> None:
-    """Note the calls of lines that run nowhere any more, of a batch that ends without them."""
+async def lose_lines(connection: AsyncConnection, batch_id: UUID, organization_id: UUID) -> int:
+    """Note the calls of lines that run nowhere any more, of a batch that ends without them; how many there are."""
     rows = await connection.execute(
         select(batch_line.c.call_id, batch_line.c.line).where(
             batch_line.c.batch_id == batch_id, batch_line.c.state == "running"
         )
     )
-    await add_lost(connection, organization_id, [(row.call_id, batch_id, row.line) for row in rows])
+    return len(await add_lost(connection, organization_id, [(row.call_id, batch_id, row.line) for row in rows]))
 
 
 async def ended_lines(
@@ -315,14 +365,16 @@ async def drop_lines(connection: AsyncConnection, batch_id: UUID) -> None:
 
 async def add_lost(
     connection: AsyncConnection, organization_id: UUID, attempts: Sequence[tuple[UUID, UUID, int]]
-) -> None:
-    """Note attempts, each by call, batch and line, whose answers nobody will get."""
-    if attempts:
-        values = [
-            {"call_id": call_id, "batch_id": batch_id, "line": line, "organization_id": organization_id}
-            for call_id, batch_id, line in attempts
-        ]
-        await connection.execute(upsert(lost_attempt).values(values).on_conflict_do_nothing())
+) -> set[UUID]:
+    """Note attempts, each by call, batch and line, whose answers nobody will get; the calls that were not noted yet."""
+    if not attempts:
+        return set()
+    values = [
+        {"call_id": call_id, "batch_id": batch_id, "line": line, "organization_id": organization_id}
+        for call_id, batch_id, line in attempts
+    ]
+    statement = upsert(lost_attempt).values(values).on_conflict_do_nothing().returning(lost_attempt.c.call_id)
+    return set((await connection.execute(statement)).scalars())
 
 
 async def take_lost(connection: AsyncConnection) -> AnyRow | None:

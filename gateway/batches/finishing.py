@@ -8,11 +8,20 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.store.batches import drop_lines, ended_lines, has_lines_running, lose_lines, move_batch, take_batch
+from billing.store.batches import (
+    drop_lines,
+    ended_lines,
+    has_lines_running,
+    is_good,
+    lose_lines,
+    move_batch,
+    take_batch,
+)
 from billing.store.files import CHUNK_BYTES, append_chunk, begin_file, complete_file
 from billing.store.pages import AnyRow
 from gateway.batches.lines import own_error, result_line
 from gateway.parts import Parts
+from gateway.telemetry import BATCHES
 from models.ids import uuid7
 from models.tables import batch as batch_table
 
@@ -83,15 +92,15 @@ async def finish(parts: Parts, batch: AnyRow) -> str | None:
     async with parts.engine.begin() as connection:
         if not await take_batch(connection, batch.id) or await has_lines_running(connection, batch.id):
             return None
-        await lose_lines(connection, batch.id, batch.organization_id)
+        lost = await lose_lines(connection, batch.id, batch.organization_id)
         reason = _reason(batch)
         output, errors = _Writer(connection, batch, "output", now), _Writer(connection, batch, "error", now)
         after, undone = 0, 0
         while rows := await ended_lines(connection, batch.id, after, _LINES_AT_ONCE, _BYTES_AT_ONCE):
             for row in rows:
-                is_good = row.is_done and row.status is not None and 200 <= row.status < 300
                 told = (row.call_id, row.status, row.answer) if row.is_done else (None, None, reason)
-                await (output if is_good else errors).write(result_line(row.custom_id, row.line, batch.id, *told))
+                line = result_line(row.custom_id, row.line, batch.id, *told)
+                await (output if is_good(row.status) else errors).write(line)
                 undone += not row.is_done
             after = rows[-1].line
         values: dict[str, Any] = {"output_file_id": await output.close(), "error_file_id": await errors.close()}
@@ -101,7 +110,9 @@ async def finish(parts: Parts, batch: AnyRow) -> str | None:
         if await move_batch(connection, batch.id, (batch.status,), values) is None:
             await connection.rollback()
             return None
-        return status
+    BATCHES.lost(lost)
+    BATCHES.ended(status)
+    return status
 
 
 def _reason(batch: AnyRow) -> bytes:

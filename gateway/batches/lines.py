@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import Any, Final
 from uuid import UUID
@@ -103,6 +104,9 @@ class InputFile:
 
     def _line(self, raw: bytes) -> Iterator[Line]:
         self._number += 1
+        if self._number == 1:
+            # Editors of some systems begin every file with it.
+            raw = raw.removeprefix(BOM_UTF8)
         if self.is_hopeless or not raw.strip():
             return
         self.total += 1
@@ -127,7 +131,7 @@ class InputFile:
             what = f"A line has custom_id, method, url and a body that is an object: {str(error)[:200]}."
             raise _WrongLine("invalid_request", what) from None
         except (msgspec.DecodeError, UnicodeError, ValueError, RecursionError) as error:
-            raise _WrongLine("invalid_json_line", f"This line is not valid JSON: {str(error)[:200]}.") from None
+            raise _WrongLine("invalid_json_line", _not_json(raw, error)) from None
         self._check(task)
         if wanted.get("stream"):
             what = "'stream' makes no sense in a batch. Leave it out."
@@ -146,6 +150,16 @@ class InputFile:
             raise _WrongLine("invalid_method", "'method' must be POST.", "method")
         if task.url != self._endpoint:
             raise _WrongLine("mismatched_url", f"'url' must be the batch's endpoint, {self._endpoint}.", "url")
+
+
+def _not_json(raw: bytes, error: Exception) -> str:
+    """What to do about a line that cannot be read."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "This line is not in UTF-8. Save the file as UTF-8."
+    why = str(error).removeprefix("JSON is malformed: ")[:200]
+    return f"This line is not a whole JSON object ({why}). Write one on each line, without line breaks in it."
 
 
 def _name(model: object) -> str | None:

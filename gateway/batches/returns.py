@@ -18,6 +18,7 @@ from billing.store.batches import LOOK_FOR, look_again, take_lost
 from billing.store.charges import ChargeFilter, find_charge
 from billing.store.pages import AnyRow
 from gateway.parts import Parts
+from gateway.telemetry import BATCHES
 from models.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from models.ledger import GrantKind
 from models.money import Units
@@ -43,6 +44,7 @@ async def give_back(parts: Parts) -> bool:
         is_over = lost.age > LOOK_FOR and (is_given or not owed)
         await look_again(connection, lost.call_id, None if is_over else wait, charged if is_given else returned)
     if is_given:
+        BATCHES.returned(currency, owed)
         try:
             async with parts.engine.connect() as connection:
                 await project_balance(connection, parts.hot, lost.organization_id)

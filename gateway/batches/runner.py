@@ -23,7 +23,7 @@ from billing.store.pages import AnyRow
 from gateway.batches.exchange import LineExchange
 from gateway.batches.finishing import finish
 from gateway.batches.lines import own_error
-from gateway.batches.outcomes import MOST_FAILURES, Again, judge
+from gateway.batches.outcomes import MOST_FAILURES, NO_MONEY, Again, judge
 from gateway.batches.returns import give_back
 from gateway.batches.room import Room
 from gateway.batches.validation import validate
@@ -31,6 +31,7 @@ from gateway.calls.driver import Driver
 from gateway.calls.intake import Intake
 from gateway.calls.running import Running
 from gateway.parts import Parts
+from gateway.telemetry import BATCHES
 from models.account import Principal
 from models.call import Charge
 from models.errors import Unavailable
@@ -44,6 +45,7 @@ FAULTS: Final = (DataError, IntegrityError, ProgrammingError)
 LOOK_SECONDS: Final = 0.5
 LINGER_SECONDS: Final = 0.02
 TIDY_SECONDS: Final = 5.0
+SHORTEST_REST_SECONDS: Final = 1
 LONGEST_REST_SECONDS: Final = 60
 STORE_AGAIN_SECONDS: Final = 0.5
 LAST_STORES_SECONDS: Final = 5.0
@@ -80,6 +82,8 @@ class Batches:
         self._loop = asyncio.get_running_loop()
         self._held: dict[UUID, Claimed] = {}
         """Lines at work here, by call id."""
+        self._exchanges: set[LineExchange] = set()
+        """Those of them that are being called."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._keys: dict[UUID, _Known] = {}
         self._resting: dict[UUID, float] = {}
@@ -188,6 +192,7 @@ class Batches:
                 lease_seconds=parts.settings.batch_lease_seconds,
                 now=parts.clock.now(),
             )
+        BATCHES.lost(sum(one.was_lost for one in claimed))
         for one in claimed:
             self._held[one.call_id] = one
             task = asyncio.create_task(self._run_line(batch, one, principal))
@@ -217,8 +222,12 @@ class Batches:
                 await self._persist(lambda: self._end(batch, claimed, None, told, None, is_lost=False))
                 return
             exchange = LineExchange(batch.endpoint, claimed.body)
-            self._intake.begin_line(exchange, principal, claimed.call_id)
-            await exchange.answered
+            self._exchanges.add(exchange)
+            try:
+                self._intake.begin_line(exchange, principal, claimed.call_id)
+                await exchange.answered
+            finally:
+                self._exchanges.discard(exchange)
             await self._persist(lambda: self._store(batch, claimed, exchange))
         except Exception:
             # The line is taken again when its time is over.
@@ -230,17 +239,27 @@ class Batches:
     async def _store(self, batch: AnyRow, claimed: Claimed, exchange: LineExchange) -> None:
         """Write down what came of an attempt: its answer, or that there will be another one."""
         status = exchange.status if exchange.response_complete else 0
-        outcome = judge(status, exchange.retry_after_seconds, delays=claimed.delays, failures=claimed.failures)
+        outcome = judge(
+            status,
+            exchange.retry_after_seconds,
+            delays=claimed.delays,
+            failures=claimed.failures,
+            is_money_held=status == NO_MONEY and self._is_money_held(batch.organization_id),
+        )
         charge = _charge_of(exchange)
         if isinstance(outcome, Again):
             seconds = 0 if self._intake.is_draining else outcome.seconds
             if not outcome.has_failed:
                 # What one is refused for, the others would be as well.
-                self._resting[batch.id] = self._loop.time() + min(exchange.retry_after_seconds, LONGEST_REST_SECONDS)
+                rest_seconds = max(exchange.retry_after_seconds, SHORTEST_REST_SECONDS)
+                self._resting[batch.id] = self._loop.time() + min(rest_seconds, LONGEST_REST_SECONDS)
+            lost = 0
             async with self._parts.engine.begin() as connection:
-                await stored.put_off(connection, claimed, seconds, has_failed=outcome.has_failed)
+                is_ours = await stored.put_off(connection, claimed, seconds, has_failed=outcome.has_failed)
                 if charge is not None:
-                    await self._lose(connection, batch, claimed)
+                    lost = await self._lose(connection, batch, claimed)
+            BATCHES.lost(lost)
+            BATCHES.run("taken" if not is_ours else "retried" if outcome.has_failed else "put_off")
             return
         if status:
             told, told_status = exchange.body, status
@@ -249,17 +268,25 @@ class Batches:
         is_lost = charge is not None and not outcome.is_paid
         await self._end(batch, claimed, told_status, told, charge, is_lost=is_lost)
 
+    def _is_money_held(self, organization_id: UUID) -> bool:
+        """Whether money of an organization is held for a line that runs here, and may come free."""
+        holds = (one.client.call.hold for one in self._exchanges if isinstance(one.client, Driver))
+        return any(hold is not None and hold.request.origin.organization_id == organization_id for hold in holds)
+
     async def _end(
         self, batch: AnyRow, claimed: Claimed, status: int | None, told: bytes, charge: Charge | None, *, is_lost: bool
     ) -> None:
-        tokens = Tokens() if charge is None or is_lost else _tokens_of(charge)
+        tokens, lost = Tokens() if charge is None or is_lost else _tokens_of(charge), 0
         async with self._parts.engine.begin() as connection:
             is_ours = await stored.end_line(connection, claimed, status, told, tokens)
             if is_lost or (charge is not None and not is_ours):
-                await self._lose(connection, batch, claimed)
+                lost = await self._lose(connection, batch, claimed)
+        BATCHES.lost(lost)
+        BATCHES.run("taken" if not is_ours else "completed" if stored.is_good(status) else "failed")
 
-    async def _lose(self, connection: Any, batch: AnyRow, claimed: Claimed) -> None:
-        await stored.add_lost(connection, batch.organization_id, [(claimed.call_id, batch.id, claimed.line)])
+    async def _lose(self, connection: Any, batch: AnyRow, claimed: Claimed) -> int:
+        attempt = (claimed.call_id, batch.id, claimed.line)
+        return len(await stored.add_lost(connection, batch.organization_id, [attempt]))
 
     async def _persist(self, store: Callable[[], Awaitable[None]]) -> None:
         """Store, again and again until Postgres takes it: an answer that was paid for is worth waiting with."""

@@ -12,6 +12,7 @@ from billing.store.files import find_file, read_chunk
 from billing.store.pages import AnyRow
 from gateway.batches.lines import Fault, InputFile
 from gateway.parts import Parts
+from gateway.telemetry import BATCHES
 
 _AT_ONCE = 200
 
@@ -33,6 +34,9 @@ async def validate(parts: Parts, batch: AnyRow) -> None:
         if await move_batch(connection, batch.id, ("validating",), values) is None:
             # Cancelled, or ended by another, while it was read.
             await connection.rollback()
+            return
+    if source.faults:
+        BATCHES.ended("failed")
 
 
 async def _read(parts: Parts, connection: AsyncConnection, batch: AnyRow, source: InputFile) -> str | None:

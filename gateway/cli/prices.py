@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import quote
@@ -22,7 +23,7 @@ _PRICE = (
     *("currency", "book", "effective_from", "effective_to"),
 )
 _FIGURES: Final = ("name", "calls", "charged", "would_be", "rebate", "difference")
-_BOOK: Final = ("id", "parent", "created_at")
+_BOOK: Final = ("id", "parent", "batch_book", "created_at")
 _ALLOWANCE: Final = ("id", "book", "amount", "models", "created_at", "ended_at")
 _PATIENCE: Final = httpx.Timeout(30, read=900)
 """A dry run reads all calls of its span."""
@@ -156,8 +157,11 @@ def import_prices(
 
 @price.command("dry-run")
 def try_prices(
-    csv: Annotated[Path, typer.Option(help="Price list in CSV: the drafts to try.")],
     start: Annotated[str, typer.Option("--from", help="First instant, such as 2027-01-01 (UTC).")],
+    csv: Annotated[Path | None, typer.Option(help="Price list in CSV: the drafts to try.")] = None,
+    batch_book: Annotated[
+        list[str] | None, typer.Option(help="BOOK=ITS-BATCH-BOOK to try, or BOOK= for none; can be repeated.")
+    ] = None,
     stop: Annotated[str | None, typer.Option("--to", help="Instant after the last; else now.")] = None,
     url: Url = None,
     operator_key: Key = None,
@@ -167,8 +171,13 @@ def try_prices(
     """Price past calls again as if a price list had been in force, and show the difference. Publishes nothing.
 
     Example: `tollgate price dry-run --csv prices.csv --from 2027-01-01 --to 2027-02-01`
+
+    Example: `tollgate price dry-run --batch-book default=night --from 2027-01-01`
     """
-    body = {"from": instant(start), "to": instant(stop), "csv": _text(csv)}
+    if csv is None and not batch_book:
+        end("Give what to try: --csv prices.csv, --batch-book default=night, or both.", USAGE)
+    drafts = None if csv is None else _text(csv)
+    body = {"from": instant(start), "to": instant(stop), "csv": drafts, "batch_books": _batch_books(batch_book or ())}
     with operator_client(data_dir, url, operator_key, as_json) as client:
         client.http.timeout = _PATIENCE
         result = client.post("/prices/dry_run", body)
@@ -177,7 +186,25 @@ def try_prices(
             return
         totals = [{"name": f"All in {total['currency']}"} | total for total in result["totals"]]
         has_rebates = any(any(each["rebate"]["amount"].strip("-0.")) for each in result["organizations"])
-        client.show(result["organizations"] + totals, [name for name in _FIGURES if name != "rebate" or has_rebates])
+        rows = [row for each in result["organizations"] + totals for row in _with_batches(each)]
+        client.show(rows, [name for name in _FIGURES if name != "rebate" or has_rebates])
+
+
+def _with_batches(figures: Answer) -> list[Answer]:
+    """The line of an organization or of all, and below it the part that is of batches, where there is one."""
+    batches = figures["batches"]
+    return [figures, *([{"name": "  of which in batches"} | batches] if batches["calls"] else [])]
+
+
+def _batch_books(texts: Iterable[str]) -> dict[str, str | None] | None:
+    """Batch books by price book, from `BOOK=ITS-BATCH-BOOK`."""
+    named: dict[str, str | None] = {}
+    for text in texts:
+        book, equals, batch_book = text.partition("=")
+        if not book or not equals:
+            end(f"'{text}' names no batch book. Write BOOK=ITS-BATCH-BOOK, or BOOK= for none.", USAGE)
+        named[book] = batch_book or None
+    return named or None
 
 
 def _content(file: Path) -> bytes:
@@ -201,17 +228,36 @@ def _text(file: Path) -> str:
 def add_book(
     book: Annotated[str, typer.Argument(help="Name of the price book.")],
     parent: Annotated[str | None, typer.Option(help="Book whose prices hold where this one has none.")] = None,
+    batch_book: Annotated[str | None, typer.Option(help="Book that calls of batches are priced by.")] = None,
     url: Url = None,
     operator_key: Key = None,
     data_dir: DataDirectory = DATA_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Make a price book. Its parent can never change.
+    """Make a price book. Its parent can never change, its batch book can.
 
     Example: `tollgate price add-book partners --parent default`
     """
     with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.post("/price_books", {"id": book, "parent": parent}), _BOOK)
+        client.show(client.post("/price_books", {"id": book, "parent": parent, "batch_book": batch_book}), _BOOK)
+
+
+@price.command("batch-book")
+def set_batch_book(
+    book: Annotated[str, typer.Argument(help="Name of the price book.")],
+    batch_book: Annotated[str | None, typer.Argument(help="The book that calls of batches are priced by.")] = None,
+    url: Url = None,
+    operator_key: Key = None,
+    data_dir: DataDirectory = DATA_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Say by which book calls of batches are priced from now on; without a second name, by the usual one.
+
+    Example: `tollgate price batch-book default night`
+    """
+    with operator_client(data_dir, url, operator_key, as_json) as client:
+        path = f"/price_books/{quote(book, safe='')}"
+        client.show(client.post(path, {"batch_book": batch_book}, nulls=True), _BOOK)
 
 
 @price.command("books")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 from urllib.parse import quote
 
 import typer
@@ -21,6 +23,9 @@ _ALIAS = ("id", "targets", "previous", "moved_at", "disabled_at")
 _MAINTENANCE = ("id", "backend", "model", "starts_at", "ends_at", "state", "running_calls", "note")
 _ROUTING = ("organization_id", "regions", "pool", "uses_shared")
 _PRICE = ("model", "meter", "price_per_million", "currency", "book", "effective_from")
+
+_Gateway: TypeAlias = tuple[Path, str | None, str | None, bool]
+"""What `operator_client` is told."""
 
 AliasName = Annotated[str, typer.Argument(help="The name that callers write.")]
 Targets = Annotated[list[str], typer.Argument(help="MODEL or MODEL=WEIGHT.")]
@@ -41,8 +46,7 @@ def add_alias(
     Example: `tollgate alias add chat chat-v1 --prices-of chat-v1`
     """
     body = {"id": name, "targets": _targets(target), "prices_of": prices_of}
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.post("/aliases", body), _ALIAS)
+    _change("/aliases", body, _ALIAS, (data_dir, url, operator_key, as_json))
 
 
 @alias.command("list")
@@ -70,8 +74,7 @@ def move_alias(
 
     Example: `tollgate alias move chat chat-v1=90 chat-v2=10`
     """
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.post(f"/aliases/{quote(name)}", {"targets": _targets(target)}), _ALIAS)
+    _change(f"/aliases/{quote(name)}", {"targets": _targets(target)}, _ALIAS, (data_dir, url, operator_key, as_json))
 
 
 @alias.command("back")
@@ -86,8 +89,7 @@ def move_back(
 
     Example: `tollgate alias back chat`
     """
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.post(f"/aliases/{quote(name)}", {"back": True}), _ALIAS)
+    _change(f"/aliases/{quote(name)}", {"back": True}, _ALIAS, (data_dir, url, operator_key, as_json))
 
 
 @alias.command("remove")
@@ -102,8 +104,7 @@ def remove_alias(
 
     Example: `tollgate alias remove chat`
     """
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.post(f"/aliases/{quote(name)}", {"disabled": True}), _ALIAS)
+    _change(f"/aliases/{quote(name)}", {"disabled": True}, _ALIAS, (data_dir, url, operator_key, as_json))
 
 
 @maintenance.command("plan")
@@ -123,8 +124,7 @@ def plan_maintenance(
     Example: `tollgate maintenance plan gpu-1 --from 2027-01-10T02:00:00Z --to 2027-01-10T04:00:00Z`
     """
     body = {"backend": backend, "model": model, "starts_at": instant(start), "ends_at": instant(finish), "note": note}
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.post("/maintenance", body), _MAINTENANCE)
+    _change("/maintenance", body, _MAINTENANCE, (data_dir, url, operator_key, as_json))
 
 
 @maintenance.command("list")
@@ -151,8 +151,8 @@ def cancel_maintenance(
 
     Example: `tollgate maintenance cancel 01a20919-…`
     """
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.post(f"/maintenance/{quote(maintenance_id, safe='')}/cancel"), _MAINTENANCE)
+    path = f"/maintenance/{quote(maintenance_id, safe='')}/cancel"
+    _change(path, None, _MAINTENANCE, (data_dir, url, operator_key, as_json))
 
 
 def route_organization(
@@ -169,9 +169,9 @@ def route_organization(
 
     Example: `tollgate org route 01a20916-… --region eu --pool acme`
     """
+    path = f"/organizations/{quote(organization, safe='')}/routing"
     body: dict[str, Any] = {"regions": region or None, "pool": pool, "uses_shared": not pool_only}
-    with operator_client(data_dir, url, operator_key, as_json) as client:
-        client.show(client.post(f"/organizations/{quote(organization, safe='')}/routing", body), _ROUTING)
+    _change(path, body, _ROUTING, (data_dir, url, operator_key, as_json))
 
 
 def publish_markup(
@@ -200,6 +200,12 @@ def publish_markup(
     with operator_client(data_dir, url, operator_key, as_json) as client:
         published = client.post("/prices/markup", body)
         client.show(published if as_json else published["data"], _PRICE)
+
+
+def _change(path: str, changes: dict[str, Any] | None, columns: Sequence[str], gateway: _Gateway) -> None:
+    """Have something changed, and show what it is then."""
+    with operator_client(*gateway) as client:
+        client.show(client.post(path, changes), columns)
 
 
 def _targets(texts: list[str]) -> list[dict[str, Any]]:

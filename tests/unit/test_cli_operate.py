@@ -55,7 +55,7 @@ def test_all_the_agreed_commands_are_there() -> None:
         "alias": ["add", "list", "move", "back", "remove"],
         "maintenance": ["plan", "list", "cancel"],
         "price": [
-            *("set", "list", "export", "import", "dry-run", "add-book", "books", "markup"),
+            *("set", "list", "export", "import", "dry-run", "add-book", "books", "batch-book", "markup"),
             *("add-allowance", "allowances", "end-allowance"),
         ],
         "invoice": [
@@ -91,6 +91,8 @@ def test_a_gateway_that_does_not_answer_is_a_failure() -> None:
         pytest.param(["price", "import", "no-such-file.csv"], id="no file"),
         pytest.param(["price", "dry-run", "--csv", "no-such-file.csv", "--from", "2027-01-01"], id="no drafts"),
         pytest.param(["price", "dry-run", "--csv", "p.csv", "--from", "soon"], id="no span"),
+        pytest.param(["price", "dry-run", "--from", "2027-01-01"], id="nothing to try"),
+        pytest.param(["price", "dry-run", "--batch-book", "night", "--from", "2027-01-01"], id="no batch book"),
         pytest.param(["model", "add", "m", "--backend", "b", "--context-length", "0"], id="no context"),
     ],
 )

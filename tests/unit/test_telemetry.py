@@ -7,15 +7,25 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 import structlog
 from prometheus_client import generate_latest
+from prometheus_client.registry import Collector
 
-from gateway.telemetry import CallMetrics, PartsUp, WorkerMetrics, configure_logging, log_call, make_registry
+from billing.store.batches import Standing
+from gateway.telemetry import (
+    BatchMetrics,
+    CallMetrics,
+    PartsUp,
+    WorkerMetrics,
+    configure_logging,
+    log_call,
+    make_registry,
+)
 from models.call import CallOrigin, Charge, Endpoint
 from models.catalog import Backend, BackendKind, Catalog, Deployment, Model
 from models.errors import Unavailable
@@ -168,7 +178,7 @@ def _catalog() -> Catalog:
     return Catalog({"tiny": Model("tiny", 4_096, NOW, deployments=(deployment,))})
 
 
-def _samples(*collectors: CallMetrics | WorkerMetrics | PartsUp) -> dict[str, float]:
+def _samples(*collectors: Collector) -> dict[str, float]:
     samples: dict[str, float] = {}
     for collector in collectors:
         for metric in collector.collect():
@@ -233,6 +243,31 @@ def test_worker_metrics_and_parts() -> None:
     assert samples["tollgate_dead_entries_total"] == 1
     assert samples['tollgate_stream_lag_entries{shard="7"}'] == 12
     assert (samples['tollgate_part_up{part="redis"}'], samples['tollgate_part_up{part="postgres"}']) == (1, 0)
+
+
+def test_batch_metrics() -> None:
+    metrics = BatchMetrics()
+    assert "tollgate_batch_lines" not in {name.partition("{")[0] for name in _samples(metrics)}, "nobody has looked"
+    metrics.run("completed")
+    metrics.run("completed")
+    metrics.ended("expired")
+    metrics.lost(3)
+    metrics.returned("KRW", 70)
+    metrics.returned("KRW", 5)
+    metrics.stand(Standing({"in_progress": 2}, waiting=40, running=16, oldest=NOW), NOW + timedelta(minutes=2))
+    assert _samples(metrics) == {
+        'tollgate_batch_lines_run_total{outcome="completed"}': 2,
+        'tollgate_batches_ended_total{status="expired"}': 1,
+        "tollgate_batch_attempts_lost_total": 3,
+        "tollgate_batch_attempts_returned_total": 2,
+        'tollgate_batch_returned_units_total{currency="KRW"}': 75,
+        'tollgate_batches_open{status="in_progress"}': 2,
+        'tollgate_batch_lines{state="waiting"}': 40,
+        'tollgate_batch_lines{state="running"}': 16,
+        "tollgate_batch_oldest_waiting_seconds": 120,
+    }
+    metrics.stand(Standing({}, waiting=0, running=0, oldest=None), NOW)
+    assert _samples(metrics)["tollgate_batch_oldest_waiting_seconds"] == 0
 
 
 def test_the_process_itself_is_measured() -> None:

@@ -248,21 +248,34 @@ async def import_list(raw: Request, request: Operator, dry_run: bool = False) ->
 class PriceDryRun(Body):
     """Drafts, as prices or as a price list in CSV, and the calls to try them on: those admitted `from`, before `to`.
 
-    When the drafts would begin or end does not matter: they are tried on the whole span.
+    When the drafts would begin or end does not matter: they are tried on the whole span. `batch_books` has price books
+    name another book for batches, or none; with it there need not be drafts.
     """
 
     start: Moment = Field(alias="from")
     end: Moment | None = Field(None, alias="to", description="Default: now")
     prices: Annotated[list[NewPrice], Field(max_length=1_000)] | None = None
     csv: str | None = None
+    batch_books: Annotated[dict[Slug, Slug | None], Field(max_length=100)] | None = None
 
     def drafts(self) -> list[PriceDraft]:
         """The drafts as values."""
+        if self.batch_books and self.prices is None and self.csv is None:
+            return []
         if (self.prices is None) == (self.csv is None) or self.prices == []:
             raise InvalidRequest("Give the drafts once: as prices or as csv.", param="prices")
         if self.csv is not None:
             return [line.draft for line in read_prices(self.csv.encode())]
         return [price.draft() for price in self.prices or ()]
+
+
+class RepricedBatches(BaseModel):
+    """The part of the calls that are lines of batches, before any rebate."""
+
+    calls: int
+    charged: Money
+    would_be: Money
+    difference: Money
 
 
 class RepricedOrganization(BaseModel):
@@ -278,6 +291,7 @@ class RepricedOrganization(BaseModel):
     would_be: Money
     rebate: Money
     difference: Money
+    batches: RepricedBatches
 
 
 class RepricedTotal(BaseModel):
@@ -289,6 +303,7 @@ class RepricedTotal(BaseModel):
     would_be: Money
     rebate: Money
     difference: Money
+    batches: RepricedBatches
 
 
 class PriceDryRunResult(BaseModel):
@@ -306,13 +321,13 @@ async def try_prices(body: PriceDryRun, request: Operator) -> PriceDryRunResult:
     """Price past calls again as if drafts had been in force: the difference for each organization. Changes nothing."""
     drafts, end = body.drafts(), body.end or request.parts.clock.now()
     async with request.reading() as connection:
-        found = await dry_run(connection, drafts, body.start, end)
+        now, tried = request.parts.clock.now(), body.batch_books
+        found = await dry_run(connection, drafts, body.start, end, now=now, batch_books=tried)
     totals: dict[str, Repriced] = {}
     for one in found:
         total = totals.setdefault(one.currency, Repriced(one.organization_id, one.currency))
-        total.calls += one.calls
-        total.charged += one.charged
-        total.would_be += one.would_be
+        total.add(one)
+        total.batches.add(one.batches)
         total.rebate += one.rebate
     return PriceDryRunResult(
         start=body.start,
@@ -325,8 +340,10 @@ async def try_prices(body: PriceDryRun, request: Operator) -> PriceDryRunResult:
 
 
 _AMOUNTS: Final = ("charged", "would_be", "rebate", "difference")
+_OF_BATCHES: Final = ("charged", "would_be", "difference")
 
 
 def _figures(one: Repriced) -> dict[str, Any]:
     amounts = {name: Money.of(getattr(one, name), one.currency) for name in _AMOUNTS}
-    return {"calls": one.calls, **amounts}
+    of_batches = {name: Money.of(getattr(one.batches, name), one.currency) for name in _OF_BATCHES}
+    return {"calls": one.calls, **amounts, "batches": RepricedBatches(calls=one.batches.calls, **of_batches)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -134,7 +136,9 @@ async def test_the_rate_limit_of_the_key_applies_and_is_waited_for(desk: Desk) -
     assert batch["request_counts"] == {"total": 62, "completed": 62, "failed": 0}
 
 
-def _patient(go_on: asyncio.Event) -> Any:
+def patient(go_on: asyncio.Event) -> Any:
+    """A backend that begins each answer, and ends it once it may."""
+
     async def script(asked: Asked, writer: asyncio.StreamWriter) -> None:
         await open_stream(writer)
         await send(writer, said("hello"))
@@ -145,9 +149,41 @@ def _patient(go_on: asyncio.Event) -> Any:
     return script
 
 
+async def test_money_that_is_held_for_other_lines_is_waited_for(desk: Desk, backend: Scripted) -> None:
+    """A balance that covers all lines, but not what is held for them at a time."""
+    go_on, stage = asyncio.Event(), desk.stage
+    backend.script = patient(go_on)
+    lines = [task(str(number)) for number in range(8)]
+    batch = await desk.create(jsonl(lines[0]))
+
+    async def asked(count: int) -> bool:
+        return len(backend.asked) == count
+
+    await eventually(partial(asked, 1))
+    held = (await stage.balance(desk.tenant))["held"]["amount"]
+    go_on.set()
+    await desk.ended(batch)
+    go_on.clear()
+    poor = Desk(stage, await stage.tenant(credit=str(3 * Decimal(held))))
+    batch = await poor.create(jsonl(*lines))
+
+    async def all_were_tried() -> bool:
+        async with stage.app.parts.engine.connect() as connection:
+            tried = "select count(*) from batch_line where state = 'waiting' and delays > 1 and failures = 0"
+            return bool((await connection.execute(text(tried))).scalar_one() == 5)
+
+    await eventually(all_were_tried)
+    assert await asked(1 + 3)
+    go_on.set()
+    batch = await poor.ended(batch, 60)
+    assert batch["request_counts"] == {"total": 8, "completed": 8, "failed": 0}
+    await stage.charges(poor.tenant, 8)
+    await poor.spent()
+
+
 async def test_a_cancelled_batch_ends_what_runs_and_begins_no_more(desk: Desk, backend: Scripted) -> None:
     go_on = asyncio.Event()
-    backend.script = _patient(go_on)
+    backend.script = patient(go_on)
     batch = await desk.create(jsonl(*(task(str(number)) for number in range(40))))
 
     async def runs() -> bool:
@@ -178,7 +214,7 @@ async def test_a_finished_batch_cannot_be_cancelled(desk: Desk) -> None:
 
 async def test_a_revoked_key_stops_its_batch(desk: Desk, backend: Scripted) -> None:
     go_on = asyncio.Event()
-    backend.script = _patient(go_on)
+    backend.script = patient(go_on)
     stage = desk.stage
     batch = await desk.create(jsonl(*(task(str(number)) for number in range(40))))
 
@@ -203,7 +239,7 @@ async def test_a_revoked_key_stops_its_batch(desk: Desk, backend: Scripted) -> N
 
 async def test_a_batch_out_of_time_keeps_what_it_has(desk: Desk, backend: Scripted) -> None:
     go_on = asyncio.Event()
-    backend.script = _patient(go_on)
+    backend.script = patient(go_on)
     batch = await desk.create(jsonl(*(task(str(number)) for number in range(20))))
 
     async def runs() -> bool:
@@ -227,6 +263,17 @@ async def test_a_batch_out_of_time_keeps_what_it_has(desk: Desk, backend: Script
     await desk.stage.charges(desk.tenant, 16)
 
 
+@pytest.mark.parametrize("endpoint", ["/v1/messages", "/chat/completions", "/v1/rerank", "", 5])
+async def test_an_endpoint_that_no_batch_has_is_told_with_those_that_have(desk: Desk, endpoint: object) -> None:
+    file_id = (await desk.upload(jsonl(task("a")))).json()["id"]
+    body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h"}
+    answer = await desk.ask("POST", "/v1/batches", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (422, "endpoint")
+    assert "'/v1/chat/completions'" in error["message"]
+    assert "/v1/messages" not in error["message"]
+
+
 async def test_one_idempotency_key_makes_one_batch(desk: Desk) -> None:
     file_id = (await desk.upload(jsonl(task("a")))).json()["id"]
     body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -242,7 +289,7 @@ async def test_one_idempotency_key_makes_one_batch(desk: Desk) -> None:
 async def test_lines_leave_half_of_a_backend_to_interactive_calls(desk: Desk, backend: Scripted) -> None:
     stage, go_on = desk.stage, asyncio.Event()
     await stage.operate("POST", "/backends/openai-m", json={"max_in_flight": 4})
-    backend.script = _patient(go_on)
+    backend.script = patient(go_on)
 
     async def is_known() -> bool:
         models = stage.app.parts.catalog.current.models

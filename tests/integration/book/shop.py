@@ -147,15 +147,15 @@ class Shop:
         async with self.engine.connect() as connection:
             await project_balance(connection, self.hot, tenant.organization_id)
 
-    async def hold(self, tenant: Tenant, amount: int = HOLD) -> Hold:
+    async def hold(self, tenant: Tenant, amount: int = HOLD, *, batch: bool = False) -> Hold:
         """A hold that Redis has taken."""
         async with self.engine.connect() as connection:
             epoch = (await epochs(connection))[tenant.shard]
-        taken = await self.hot.hold(self.request(tenant, amount), epoch)
+        taken = await self.hot.hold(self.request(tenant, amount, batch=batch), epoch)
         assert isinstance(taken, Hold), taken
         return taken
 
-    def request(self, tenant: Tenant, amount: int = HOLD) -> HoldRequest:
+    def request(self, tenant: Tenant, amount: int = HOLD, *, batch: bool = False) -> HoldRequest:
         """What a hold of this tenant asks for."""
         origin = CallOrigin(
             call_id=uuid7(now()),
@@ -168,6 +168,7 @@ class Shop:
             model=MODEL,
             streamed=True,
             created_at=now(),
+            batch=batch,
         )
         return HoldRequest(origin, Units(amount), self.rates, 4_096, 4_096)
 

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from billing.charges import Measured
 from billing.charges import charge as close
 from billing.pricing import ceiling, price
-from billing.repricing import Repriced, dry_run, latest, overlaid
+from billing.repricing import Repriced, Sums, dry_run, latest, moved, overlaid
 from billing.settlement import book_shard, correct
 from billing.store.catalog import load_catalog
-from billing.store.price_books import create_book
+from billing.store.price_books import create_book, set_batch_book
 from billing.store.prices import publish
 from billing.verify import verify
 from models.call import Charge, Hold
@@ -62,11 +62,13 @@ async def rates(shop: Shop, book: str) -> Rates:
     return found
 
 
-async def called(shop: Shop, tenant: Tenant, *usages: TokenUsage, ending: Ending = Ending.FINISHED) -> list[Charge]:
+async def called(
+    shop: Shop, tenant: Tenant, *usages: TokenUsage, ending: Ending = Ending.FINISHED, batch: bool = False
+) -> list[Charge]:
     """Calls, held at their ceiling, settled and booked."""
     charges = []
     for usage in usages:
-        hold = await shop.hold(tenant, ceiling(4_096, 4_096, shop.rates))
+        hold = await shop.hold(tenant, ceiling(4_096, 4_096, shop.rates), batch=batch)
         measured = Measured(usage, UsageSource.BACKEND)
         charges.append(close(hold, measured, ending=ending, deployment="local", ended_at=now()))
         assert await shop.hot.settle(hold, charges[-1])
@@ -74,14 +76,17 @@ async def called(shop: Shop, tenant: Tenant, *usages: TokenUsage, ending: Ending
     return charges
 
 
-async def tried(shop: Shop, *drafts: PriceDraft, hours: int = 1) -> dict[UUID, Repriced]:
+async def tried(
+    shop: Shop, *drafts: PriceDraft, hours: int = 1, batch_books: dict[str, str | None] | None = None
+) -> dict[UUID, Repriced]:
     moment = now()
     async with shop.engine.connect() as connection:
-        found = await dry_run(connection, drafts, moment - timedelta(hours=hours), moment + timedelta(hours=1))
+        span = (moment - timedelta(hours=hours), moment + timedelta(hours=1))
+        found = await dry_run(connection, drafts, *span, now=moment, batch_books=batch_books)
     return {one.organization_id: one for one in found}
 
 
-def figures(one: Repriced) -> tuple[int, int, int]:
+def figures(one: Sums) -> tuple[int, int, int]:
     return one.calls, one.charged, one.would_be
 
 
@@ -167,7 +172,7 @@ async def test_nothing_is_written(shop: Shop) -> None:
     tenant = await shop.tenant(PAID)
     await called(shop, tenant, TokenUsage(5, 5))
     async with shop.engine.connect() as connection:
-        assert await dry_run(connection, [ANY], now() - timedelta(hours=1), now())
+        assert await dry_run(connection, [ANY], now() - timedelta(hours=1), now(), now=now())
         assert (await connection.execute(text("show transaction_read_only"))).scalar_one() == "on"
     async with shop.engine.connect() as connection:
         assert (await connection.execute(text("show transaction_read_only"))).scalar_one() == "off"
@@ -188,6 +193,82 @@ async def test_a_nearer_book_keeps_the_last_word(shop: Shop) -> None:
     found = await tried(shop, draft(Meter.INPUT, 50_000, book="partners"))
     assert figures(found[plain.organization_id]) == (1, ordinary.amount, ordinary.amount)
     assert found[tenant.organization_id].difference == -500
+
+
+async def name_night(shop: Shop, batch_book: str | None = "night") -> None:
+    async with shop.engine.begin() as connection:
+        await set_batch_book(connection, "default", batch_book)
+
+
+async def night(shop: Shop) -> None:
+    """A book with cheaper input, and all else as usual."""
+    async with shop.engine.begin() as connection:
+        await create_book(connection, "night", "default", "test", now())
+    await sell(shop, draft(Meter.INPUT, 50_000, book="night"))
+
+
+async def test_a_batch_is_priced_again_by_its_own_book(shop: Shop) -> None:
+    tenant = await shop.tenant(PAID)
+    await night(shop)
+    await name_night(shop)
+    [plain] = await called(shop, tenant, TokenUsage(100, 10))
+    shop.rates = await rates(shop, "night")
+    [in_batch] = await called(shop, tenant, TokenUsage(100, 10), batch=True)
+    assert (plain.amount, in_batch.amount) == (100 * 150 + 10 * 600, 100 * 50 + 10 * 600)
+    for drafts, would_be in (
+        ([draft(Meter.INPUT, 300_000)], (100 * 300 + 6_000, in_batch.amount)),
+        ([draft(Meter.INPUT, 10_000, book="night")], (plain.amount, 100 * 10 + 6_000)),
+        ([draft(Meter.OUTPUT, 100_000)], (100 * 150 + 1_000, 100 * 50 + 1_000)),
+    ):
+        found = (await tried(shop, *drafts))[tenant.organization_id]
+        assert figures(found) == (2, plain.amount + in_batch.amount, sum(would_be))
+        assert figures(found.batches) == (1, in_batch.amount, would_be[1])
+
+
+async def test_a_batch_book_is_tried_before_it_is_named(shop: Shop) -> None:
+    tenant = await shop.tenant(PAID)
+    await night(shop)
+    [plain] = await called(shop, tenant, TokenUsage(100, 10))
+    [in_batch] = await called(shop, tenant, TokenUsage(100, 10), batch=True)
+    found = (await tried(shop, batch_books={"default": "night"}))[tenant.organization_id]
+    assert figures(found) == (2, 2 * plain.amount, plain.amount + 100 * 50 + 6_000)
+    assert figures(found.batches) == (1, in_batch.amount, 100 * 50 + 6_000)
+    cheaper = draft(Meter.OUTPUT, 300_000, book="night")
+    found = (await tried(shop, cheaper, batch_books={"default": "night"}))[tenant.organization_id]
+    assert figures(found.batches) == (1, in_batch.amount, 100 * 50 + 3_000)
+    assert found.would_be == plain.amount + found.batches.would_be
+    # And what it would be without, once it is named.
+    await name_night(shop)
+    shop.rates = await rates(shop, "night")
+    await called(shop, tenant, TokenUsage(100, 10), batch=True)
+    found = (await tried(shop, batch_books={"default": None}))[tenant.organization_id]
+    assert figures(found.batches) == (2, 21_000 + 11_000, 2 * 21_000)
+
+
+async def test_a_batch_book_that_does_not_sell_the_model_changes_nothing(shop: Shop) -> None:
+    tenant = await shop.tenant(PAID)
+    async with shop.engine.begin() as connection:
+        await create_book(connection, "other", None, "test", now())
+    [in_batch] = await called(shop, tenant, TokenUsage(100, 10), batch=True)
+    found = (await tried(shop, batch_books={"default": "other"}))[tenant.organization_id]
+    assert figures(found.batches) == (1, in_batch.amount, in_batch.amount)
+    found = (await tried(shop, draft(Meter.INPUT, 10_000, book="other"), batch_books={"default": "other"}))[
+        tenant.organization_id
+    ]
+    assert figures(found.batches) == (1, in_batch.amount, 100 * 10), "what it has no price for is free"
+
+
+@pytest.mark.parametrize(
+    ("books", "says"),
+    [
+        pytest.param({"default": "none"}, "no price book 'none'", id="an unknown batch book"),
+        pytest.param({"none": "default"}, "no price book 'none'", id="an unknown book"),
+        pytest.param({"default": "default"}, "cannot name itself", id="itself"),
+    ],
+)
+async def test_what_no_batch_book_can_be(book: Shop, books: dict[str, str | None], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        await tried(book, batch_books=books)
 
 
 async def test_a_correction_counts_with_its_call(shop: Shop) -> None:
@@ -255,9 +336,15 @@ async def test_calls_outside_the_span_do_not_count(shop: Shop) -> None:
     await called(shop, tenant, TokenUsage(10, 10))
     moment = now()
     async with shop.engine.connect() as connection:
-        assert await dry_run(connection, [ANY], moment + timedelta(seconds=1), moment + timedelta(days=9)) == []
+        assert (
+            await dry_run(connection, [ANY], moment + timedelta(seconds=1), moment + timedelta(days=9), now=moment)
+            == []
+        )
     async with shop.engine.connect() as connection:
-        assert await dry_run(connection, [ANY], moment - timedelta(days=9), moment - timedelta(minutes=5)) == []
+        assert (
+            await dry_run(connection, [ANY], moment - timedelta(days=9), moment - timedelta(minutes=5), now=moment)
+            == []
+        )
     assert figures((await tried(shop, ANY, hours=24 * 300))[tenant.organization_id])[0] == 1
 
 
@@ -274,7 +361,7 @@ async def test_what_no_dry_run_can_be(book: Shop, drafts: list[PriceDraft], span
     moment = now()
     async with book.engine.connect() as connection:
         with pytest.raises(InvalidRequest, match=says):
-            await dry_run(connection, drafts, moment - span, moment)
+            await dry_run(connection, drafts, moment - span, moment, now=moment)
 
 
 # What is laid over what ----------------------------------------------------------------------------------------------
@@ -305,6 +392,21 @@ def test_a_draft_takes_the_place_of_what_is_as_near_or_further(
         pinned(draft(Meter.INPUT, 1, book=there)), ["partners", "default"], [replace(ANY, book=one) for one in drafts]
     )
     assert found[Meter.INPUT].price == price, name
+
+
+@pytest.mark.parametrize(
+    ("there", "in_force", "book", "price"),
+    [
+        pytest.param("default", "night", "night", 200_000, id="what is nearer"),
+        pytest.param("night", "default", "night", 1, id="not what is further away"),
+        pytest.param("night", "night", "night", 1, id="what the call has from there stays"),
+        pytest.param("left", "default", "default", 200_000, id="nothing stays from a book that is left"),
+    ],
+)
+def test_what_comes_from_another_line_of_books(there: str, in_force: str, book: str, price: int) -> None:
+    now_there = pinned(replace(ANY, book=in_force), draft(Meter.OUTPUT, 5, book="strangers"))
+    found = moved(pinned(draft(Meter.INPUT, 1, book=there)), ["night", "default"], now_there.values())
+    assert [(meter, one.book, one.price) for meter, one in found.items()] == [(Meter.INPUT, book, price)]
 
 
 def test_of_a_list_with_its_history_the_last_counts() -> None:

@@ -30,7 +30,13 @@ MONTH = datetime(2026, 1, 15, tzinfo=UTC)
 
 
 async def add_call(
-    world: World, organization_id: str, version_ids: list[UUID], *, tokens: tuple[int, int], amount: int
+    world: World,
+    organization_id: str,
+    version_ids: list[UUID],
+    *,
+    tokens: tuple[int, int],
+    amount: int,
+    batch: bool = False,
 ) -> None:
     """A booked charge of the month, without the rest of the book."""
     texts = dict.fromkeys(("endpoint", "deployment"), "x")
@@ -40,7 +46,7 @@ async def add_call(
     fixed = {"currency": "USD", "streamed": False, "ending": "finished", "usage_source": "backend", "posting_id": 1}
     row = {"call_id": uuid7(MONTH), "created_at": MONTH, "ended_at": MONTH, "funding": [], "model": "tiny"}
     async with world.parts.engine.begin() as connection:
-        values = texts | ids | numbers | fixed | row | {"price_version_ids": version_ids}
+        values = texts | ids | numbers | fixed | row | {"price_version_ids": version_ids, "batch": batch}
         await connection.execute(insert(charge).values(values))
 
 
@@ -220,6 +226,44 @@ async def test_a_dry_run_shows_each_organization(command_line: CommandLine, worl
     assert row == ["Acme", "1", "0.000210000", "USD", "0.000270000", "USD", "0.000060000", "USD"]
     assert total[:3] == ["All", "in", "USD"]
     assert await world.count("price_version") == 2
+
+
+async def test_a_batch_book_is_tried_and_named(command_line: CommandLine, world: World) -> None:
+    await world.model()
+    await command_line.answer("price", "set", "tiny", "--input", "0.15", "--output", "0.60")
+    organization = await world.organization(name="Acme")
+    async with world.parts.engine.connect() as connection:
+        rows = await connection.exec_driver_sql("select id from price_version")
+        version_ids = sorted(rows.scalars())
+    await add_call(world, organization["id"], version_ids, tokens=(1_000, 100), amount=210_000)
+    await add_call(world, organization["id"], version_ids, tokens=(1_000, 100), amount=210_000, batch=True)
+    made = await command_line.answer("price", "add-book", "night", "--parent", "default")
+    assert made["batch_book"] is None
+    await command_line.answer("price", "set", "tiny", "--input", "0.05", "--book", "night")
+
+    span = ("--from", "2026-01-01", "--to", "2026-02-01")
+    result = await command_line.answer("price", "dry-run", "--batch-book", "default=night", *span)
+    amounts = {name: result["totals"][0]["batches"][name]["amount"] for name in ("charged", "would_be")}
+    assert amounts == {"charged": "0.000210000", "would_be": "0.000110000"}
+    assert result["totals"][0]["batches"]["calls"] == 1
+    code, output = await command_line.run("price", "dry-run", "--batch-book", "default=night", *span)
+    assert code == 0
+    assert [line.split()[:5] for line in output.splitlines()[1:]] == [
+        ["Acme", "2", "0.000420000", "USD", "0.000320000"],
+        ["of", "which", "in", "batches", "1"],
+        ["All", "in", "USD", "2", "0.000420000"],
+        ["of", "which", "in", "batches", "1"],
+    ]
+
+    assert (await command_line.answer("price", "batch-book", "default", "night"))["batch_book"] == "night"
+    assert [one["batch_book"] for one in await command_line.answer("price", "books")] == ["night", None]
+    assert (await command_line.answer("price", "batch-book", "default"))["batch_book"] is None
+    made = await command_line.answer("price", "add-book", "partners", "--batch-book", "night")
+    assert made["batch_book"] == "night"
+    code, output = await command_line.run("price", "batch-book", "no-such", "night")
+    assert (code, output) == (2, "Refused: There is no such price book. List them to find its name.\n")
+    code, output = await command_line.run("price", "batch-book", "default", "no-such")
+    assert (code, output.startswith("Refused (batch_book): ")) == (2, True)
 
 
 async def test_books_and_allowances(command_line: CommandLine) -> None:

@@ -376,6 +376,10 @@ DRY_RUNS: dict[str, tuple[dict[str, Any], int, str]] = {
     "backwards": ({"to": "2025-01-01T00:00:00Z"}, 400, "ends after it begins"),
     "two years": ({"to": "2028-01-01T00:00:00Z"}, 400, "400 days at most"),
     "no beginning": ({"from": None}, 422, ""),
+    "nothing to try": ({"prices": None, "batch_books": {}}, 400, "Give the drafts once"),
+    "a batch book that is not there": ({"batch_books": {"default": "night"}}, 400, "no price book 'night'"),
+    "no name of a book": ({"batch_books": {"default": "../night"}}, 422, ""),
+    "too many batch books": ({"batch_books": {f"b{n}": None for n in range(101)}}, 422, ""),
 }
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +48,25 @@ def test_wrong_lines_are_told_up_to_a_bound() -> None:
     assert not found
     assert source.is_hopeless
     assert [fault.line for fault in source.faults] == list(range(1, MOST_FAULTS + 1))
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_line() -> None:
+    found, source = read([b"\xef", b"\xbb\xbf" + line(1) + b"\r\n", line(2)])
+    assert ([one.custom_id for one in found], source.faults) == (["c1", "c2"], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(line(1).decode().encode("utf-16"), "Save the file as UTF-8.", id="another encoding"),
+        pytest.param(b'{\n"custom_id": "a"\n}', "Write one on each line, without line breaks", id="pretty JSON"),
+        pytest.param(b"a,b", "not a whole JSON object (invalid character (byte 0))", id="a table"),
+        pytest.param(b"[" + line(1) + b"]", "Expected `object`, got `array`", id="an array"),
+    ],
+)
+def test_what_is_told_of_another_kind_of_file(content: bytes, says: str) -> None:
+    _, source = read([content])
+    assert says in source.faults[0].message
 
 
 def test_a_line_without_end_is_not_kept() -> None:

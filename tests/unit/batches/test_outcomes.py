@@ -27,6 +27,12 @@ def test_judge(status: int, delays: int, failures: int, outcome: Ended | Again) 
     assert judge(status, 7, delays=delays, failures=failures) == outcome
 
 
+@pytest.mark.parametrize("failures", [0, MOST_FAILURES - 1])
+def test_money_that_is_held_for_other_lines_is_waited_for(failures: int) -> None:
+    assert judge(402, 0, delays=3, failures=failures, is_money_held=True) == Again(8, has_failed=False)
+    assert judge(400, 0, delays=3, failures=failures, is_money_held=True) == Ended(is_paid=False)
+
+
 @given(st.sampled_from([0, 429, 500, 503]), st.integers(0, 10**9), st.integers(0, 10**6))
 def test_pauses_are_bounded(status: int, retry_after: int, delays: int) -> None:
     outcome = judge(status, retry_after, delays=delays, failures=0)
