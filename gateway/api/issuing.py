@@ -21,6 +21,8 @@ from models.errors import Conflict, InvalidRequest
 from models.tables import api_key
 
 LONGEST_OVERLAP_SECONDS: Final = 90 * 86_400
+LAST_USE: Final = "When the key was last let in, up to a minute behind; null where no use is known"
+"""Of a field. Lines of batches are let in without their key."""
 
 
 def network_text(value: str) -> str:

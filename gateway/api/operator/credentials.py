@@ -18,7 +18,7 @@ from billing.store.catalog import missing_models
 from billing.store.keys import KeyBounds
 from billing.store.pages import AnyRow
 from gateway.api import issuing
-from gateway.api.issuing import Endpoints, Networks, Rotation, issue_api_key
+from gateway.api.issuing import LAST_USE, Endpoints, Networks, Rotation, issue_api_key
 from gateway.api.operator.organizations import found_organization, open_organization
 from gateway.api.operator.projects import found_project, live_project
 from gateway.api.operator.requests import Change, Operator
@@ -74,6 +74,7 @@ class Key(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description=LAST_USE)
 
 
 class ApiKey(Key):
@@ -328,6 +329,7 @@ def _shown(key_id: UUID, body: NewKey, minted: MintedKey, change: Change) -> dic
         "created_at": change.now,
         "expires_at": body.expires_at,
         "revoked_at": None,
+        "last_used_at": None,
         "value": minted.value,
     }
 

@@ -17,7 +17,15 @@ from gateway.api.issuing import Rotation, hand_over
 from gateway.api.operator.organizations import open_organization
 from gateway.api.operator.shapes import Body, ListOf, Name, list_of
 from gateway.api.organization.requests import Admin, AdminRequest, Change
-from gateway.api.organization.shapes import AskedInOrder, Deleted, LifeSeconds, expiry, seconds, seconds_or_none
+from gateway.api.organization.shapes import (
+    AskedInOrder,
+    Deleted,
+    LastUse,
+    LifeSeconds,
+    expiry,
+    seconds,
+    seconds_or_none,
+)
 from gateway.keys import KeyKind, mint
 from models.errors import Conflict, NotFound, NotPermitted
 from models.tables import admin_key
@@ -58,7 +66,7 @@ class AdminKey(BaseModel):
     redacted_value: str
     created_at: int
     expires_at: int | None
-    last_used_at: int | None = None
+    last_used_at: LastUse
     owner: AdminKeyOwner = AdminKeyOwner()
 
     @classmethod
@@ -70,6 +78,7 @@ class AdminKey(BaseModel):
             redacted_value=row.redacted_value,
             created_at=seconds(row.created_at),
             expires_at=seconds_or_none(row.expires_at),
+            last_used_at=seconds_or_none(row.last_used_at),
         )
 
 
