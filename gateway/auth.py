@@ -25,7 +25,7 @@ from gateway.key_cache import KeyCache
 from gateway.key_uses import KeyUses
 from gateway.keys import LONGEST_KEY, KeyKind, digest, well_formed
 from gateway.parts import parts_of
-from gateway.peers import check_network
+from gateway.peers import check_method, check_network
 from gateway.signatures import check_signature
 from models.account import AdminPrincipal, OperatorPrincipal, Principal
 from models.errors import InvalidRequest, NotAuthenticated, NotFound, NotPermitted
@@ -178,7 +178,7 @@ async def require_api_key(connection: HTTPConnection, _: None = Security(_API_KE
     """Guard of routes for developers."""
     value = credential(connection.scope["headers"])
     keys = parts_of(connection).keys
-    return _from_here(connection, keys.cached(value) or await keys.principal(value))
+    return _within_scope(connection, keys.cached(value) or await keys.principal(value))
 
 
 async def require_admin(connection: HTTPConnection, _: None = Security(_ADMIN_KEY)) -> AdminPrincipal:
@@ -196,7 +196,7 @@ async def require_reader(
 ) -> Principal | AdminPrincipal:
     """Guard of routes that both a developer and an administrator of the organization may read."""
     reader = await parts_of(connection).keys.reader(credential(connection.scope["headers"]))
-    return _from_here(connection, reader) if isinstance(reader, Principal) else reader
+    return _within_scope(connection, reader) if isinstance(reader, Principal) else reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +207,12 @@ class SignedBody:
     body: bytes
 
 
-def _from_here(connection: HTTPConnection, principal: Principal) -> Principal:
+def _within_scope(connection: HTTPConnection, principal: Principal) -> Principal:
     if principal.scope is not None:
         peer = connection.client.host if connection.client else ""
         trusted = parts_of(connection).settings.trusted_proxies
         check_network(principal.scope, peer, connection.scope["headers"], trusted)
+        check_method(principal.scope, connection.scope["method"])
     return principal
 
 
