@@ -19,6 +19,8 @@ LARGEST_CENTS = LARGEST_BALANCE_UNITS // 10_000_000
 
 LifeSeconds = Annotated[int, Field(ge=1, le=LONGEST_SECONDS)]
 LastUse = Annotated[int | None, Field(description=LAST_USE)]
+OrganizationRole = Literal["owner", "reader"]
+ProjectRole = Literal["owner", "member"]
 Cents = Annotated[int, Field(ge=0, le=LARGEST_CENTS)]
 
 
