@@ -202,6 +202,7 @@ class Tollgate:
         await self.parts.catalog.refresh(force=True)
         self._tasks = [
             asyncio.create_task(self.parts.catalog.run(self._stop)),
+            asyncio.create_task(self.parts.keys.uses.run(self._stop)),
             asyncio.create_task(self.running.watch(self._stop)),
             asyncio.create_task(self.running.keep_checkpoints(self._stop)),
             asyncio.create_task(self._follow_catalog()),
@@ -253,6 +254,7 @@ class Tollgate:
         if self.parts.health is not None:
             await self.parts.health.close()
         await self.parts.hot.close()
+        await self.parts.keys.uses.write()
         await self.parts.engine.dispose()
 
 

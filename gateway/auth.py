@@ -15,18 +15,21 @@ from fastapi import Security
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer
 from fastapi.security.base import SecurityBase
+from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import HTTPConnection, Request
 
 from billing.store.keys import find_admin_keys, find_api_keys, find_operator_keys
 from gateway.clock import Clock
 from gateway.key_cache import KeyCache
+from gateway.key_uses import KeyUses
 from gateway.keys import LONGEST_KEY, KeyKind, digest, well_formed
 from gateway.parts import parts_of
-from gateway.peers import check_network
+from gateway.peers import check_method, check_network
 from gateway.signatures import check_signature
 from models.account import AdminPrincipal, OperatorPrincipal, Principal
 from models.errors import InvalidRequest, NotAuthenticated, NotFound, NotPermitted
+from models.tables import admin_key, api_key, operator_key
 
 AnyPrincipal: TypeAlias = Principal | AdminPrincipal | OperatorPrincipal
 
@@ -73,6 +76,7 @@ class KeyRing:
 
     A key is believed for `cache_seconds` (at most 5, so that a revoked key stops in time) and then looked up again.
     While Postgres is away, keys that were alive go on working for ten minutes and others raise `Unavailable`.
+    `uses` writes down when keys were last let in.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class KeyRing:
         self._api = KeyCache(find_api_keys, *seen, cache_seconds=cache_seconds, lookups=2)
         self._admin = KeyCache(find_admin_keys, *seen, cache_seconds=cache_seconds, lookups=1)
         self._operator = KeyCache(find_operator_keys, *seen, cache_seconds=cache_seconds, lookups=1)
+        caches: dict[Table, KeyCache[Any]] = {api_key: self._api, admin_key: self._admin, operator_key: self._operator}
+        self.uses = KeyUses(*seen, caches)
 
     def cached(self, value: str) -> Principal | None:
         """The caller behind an API key seen a moment ago; None means only that `principal` must be asked."""
@@ -172,7 +178,7 @@ async def require_api_key(connection: HTTPConnection, _: None = Security(_API_KE
     """Guard of routes for developers."""
     value = credential(connection.scope["headers"])
     keys = parts_of(connection).keys
-    return _from_here(connection, keys.cached(value) or await keys.principal(value))
+    return _within_scope(connection, keys.cached(value) or await keys.principal(value))
 
 
 async def require_admin(connection: HTTPConnection, _: None = Security(_ADMIN_KEY)) -> AdminPrincipal:
@@ -190,7 +196,7 @@ async def require_reader(
 ) -> Principal | AdminPrincipal:
     """Guard of routes that both a developer and an administrator of the organization may read."""
     reader = await parts_of(connection).keys.reader(credential(connection.scope["headers"]))
-    return _from_here(connection, reader) if isinstance(reader, Principal) else reader
+    return _within_scope(connection, reader) if isinstance(reader, Principal) else reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +207,12 @@ class SignedBody:
     body: bytes
 
 
-def _from_here(connection: HTTPConnection, principal: Principal) -> Principal:
+def _within_scope(connection: HTTPConnection, principal: Principal) -> Principal:
     if principal.scope is not None:
         peer = connection.client.host if connection.client else ""
         trusted = parts_of(connection).settings.trusted_proxies
         check_network(principal.scope, peer, connection.scope["headers"], trusted)
+        check_method(principal.scope, connection.scope["method"])
     return principal
 
 

@@ -1,4 +1,4 @@
-"""What one process remembers of keys: who a digest stands for, for a few seconds, and how it is looked up again."""
+"""What one process remembers of keys: who a digest stands for, for a few seconds, and when it was last let in."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class KeyCache(Generic[P]):
         self._lookups = lookups
         self._entries: dict[bytes, _Entry[P]] = {}
         self._unknown: dict[bytes, float] = {}
+        self._uses: dict[bytes, float] = {}
         self._answers: dict[bytes, asyncio.Future[P | Unavailable | None]] = {}
         self._waiting: dict[bytes, None] = {}
         self._waiting_known: dict[bytes, None] = {}
@@ -79,16 +80,16 @@ class KeyCache(Generic[P]):
 
     def fresh(self, digest: bytes) -> P | None:
         """Who a digest stands for, if that was seen within the cache time; never waits."""
-        entry = self._entries.get(digest)
-        if entry is None or self._monotonic() >= entry.fresh_until:
+        entry, now = self._entries.get(digest), self._monotonic()
+        if entry is None or now >= entry.fresh_until:
             return None
-        return self._unless_expired(entry.known)
+        return self._let_in(entry.known, now)
 
     async def find(self, digest: bytes) -> P | None:
         """Who a digest stands for, or None; raises `Unavailable` where only Postgres could tell and it is away."""
         entry, now = self._entries.get(digest), self._monotonic()
         if entry is not None and now < entry.fresh_until:
-            return self._unless_expired(entry.known)
+            return self._let_in(entry.known, now)
         if self._unknown.get(digest, 0.0) > now:
             return None
         if now < self._away_until:
@@ -105,8 +106,22 @@ class KeyCache(Generic[P]):
         self._entries.pop(digest, None)
         self._unknown.pop(digest, None)
 
-    def _unless_expired(self, key: KnownKey[P]) -> P | None:
-        return None if key.expires_at is not None and key.expires_at <= self._clock.now() else key.principal
+    def take_uses(self) -> dict[bytes, float]:
+        """The keys let in since this was last asked, each with the monotonic moment of its last use."""
+        taken, self._uses = self._uses, {}
+        return taken
+
+    def give_back(self, uses: dict[bytes, float]) -> None:
+        """Remember uses that could not be written down; those since then are later and stay."""
+        self._uses = uses | self._uses
+        _drop_oldest(self._uses, KNOWN_LIMIT)
+
+    def _let_in(self, key: KnownKey[P], now: float) -> P | None:
+        if key.expires_at is not None and key.expires_at <= self._clock.now():
+            return None
+        # On the path of every call: a store into a dict, whose hash the stored digest remembers.
+        self._uses[key.digest] = now
+        return key.principal
 
     def _asked(self, digest: bytes, *, known: bool) -> asyncio.Future[P | Unavailable | None]:
         answer = self._answers.get(digest)
@@ -172,14 +187,15 @@ class KeyCache(Generic[P]):
             return None
         self._entries[digest] = _Entry(key, asked_at + self._cache_seconds, asked_at + STALE_SECONDS)
         _drop_oldest(self._entries, KNOWN_LIMIT)
-        return self._unless_expired(key)
+        _drop_oldest(self._uses, KNOWN_LIMIT)
+        return self._let_in(key, asked_at)
 
     def _while_away(self, digest: bytes) -> P | Unavailable | None:
-        entry = self._entries.get(digest)
-        if entry is None or self._monotonic() >= entry.stale_until:
+        entry, now = self._entries.get(digest), self._monotonic()
+        if entry is None or now >= entry.stale_until:
             return Unavailable("Keys cannot be checked now. Nothing was charged; try again in a moment.")
         entry.fresh_until = min(self._away_until, entry.stale_until)
-        return self._unless_expired(entry.known)
+        return self._let_in(entry.known, now)
 
 
 V = TypeVar("V")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from models.account import KeyScope, Network
 from models.errors import NotPermitted
 
 Address: TypeAlias = IPv4Address | IPv6Address
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def check_scope(
@@ -23,7 +24,19 @@ def check_scope(
 def check_endpoint(scope: KeyScope, path: str) -> None:
     """Raise `NotPermitted` unless a key of this scope may call this metered path."""
     if scope.endpoints is not None and path not in scope.endpoints:
-        raise NotPermitted(f"This key may not call {path}. Ask the owner of the organization.")
+        raise _not_for(path)
+
+
+def check_counting(scope: KeyScope, path: str, counted: Collection[str]) -> None:
+    """Raise `NotPermitted` unless a key of this scope may call one of the metered paths that are counted at `path`."""
+    if scope.endpoints is not None and scope.endpoints.isdisjoint(counted):
+        raise _not_for(path)
+
+
+def check_method(scope: KeyScope, method: str) -> None:
+    """Raise `NotPermitted` for a change that is asked for with a key that may only read."""
+    if scope.endpoints is not None and not scope.endpoints and method not in _READING:
+        raise NotPermitted("This key may only read. Ask the owner of the organization for a key that may do more.")
 
 
 def check_network(
@@ -52,6 +65,10 @@ def client_address(peer: str, headers: Iterable[tuple[bytes, bytes]], trusted: S
         if address is None or not _is_in(address, trusted):
             return address
     return address
+
+
+def _not_for(path: str) -> NotPermitted:
+    return NotPermitted(f"This key may not call {path}. Ask the owner of the organization.")
 
 
 def _is_in(address: Address, networks: Sequence[Network]) -> bool:

@@ -5,7 +5,7 @@ A secret never comes here: callers pass its digest, `HMAC-SHA256(pepper, key)`, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -30,6 +30,7 @@ from models.account import (
 )
 from models.ids import uuid7
 from models.tables import admin_key, api_key, operator_key, organization, project, rate_limit
+from models.tables.columns import MOMENT
 
 _LIMIT_COLUMNS: Final = ("requests_per_minute", "tokens_per_minute", "max_in_flight")
 P = TypeVar("P", covariant=True)
@@ -232,10 +233,16 @@ async def expire(connection: AsyncConnection, keys: Table, key_id: UUID, expires
 
 async def revoke_keys_of(connection: AsyncConnection, service_account_id: UUID, now: datetime) -> list[bytes]:
     """Revoke all keys of a service account; their digests tell a gateway what to forget."""
-    statement = update(api_key).where(
-        api_key.c.service_account_id == service_account_id, api_key.c.revoked_at.is_(None)
+    # In the order of `note_uses`, which may be writing of the same keys.
+    alive = (
+        select(api_key.c.id)
+        .where(api_key.c.service_account_id == service_account_id, api_key.c.revoked_at.is_(None))
+        .order_by(api_key.c.id)
+        .with_for_update(key_share=True)
+        .cte("alive")
     )
-    return list((await connection.execute(statement.values(revoked_at=now).returning(api_key.c.digest))).scalars())
+    statement = update(api_key).where(api_key.c.id == alive.c.id).values(revoked_at=now).returning(api_key.c.digest)
+    return list((await connection.execute(statement)).scalars())
 
 
 async def revoke(connection: AsyncConnection, keys: Table, key_id: UUID, now: datetime, **owner: UUID) -> AnyRow | None:
@@ -246,6 +253,22 @@ async def revoke(connection: AsyncConnection, keys: Table, key_id: UUID, now: da
     matches = [keys.c.id == key_id, *(keys.c[column] == value for column, value in owner.items())]
     await connection.execute(update(keys).where(*matches, keys.c.revoked_at.is_(None)).values(revoked_at=now))
     return await find_key(connection, keys, key_id, **owner)
+
+
+async def note_uses(connection: AsyncConnection, keys: Table, uses: Mapping[bytes, datetime]) -> None:
+    """Note when keys of one of the three tables were last used, by their digest; a time that is no later is nothing."""
+    columns = literal(list(uses), ARRAY(LargeBinary)), literal(list(uses.values()), ARRAY(MOMENT))
+    used = func.unnest(*columns).table_valued("digest", "used_at").render_derived("used")
+    # Locked in the order of their ids: other gateways let the same keys in, and two must never wait for each other.
+    later = (
+        select(keys.c.id, used.c.used_at)
+        .join_from(keys, used, keys.c.digest == used.c.digest)
+        .where(keys.c.last_used_at.is_(None) | (keys.c.last_used_at < used.c.used_at))
+        .order_by(keys.c.id)
+        .with_for_update(key_share=True, of=keys)
+        .cte("later")
+    )
+    await connection.execute(update(keys).where(keys.c.id == later.c.id).values(last_used_at=later.c.used_at))
 
 
 async def find_key(connection: AsyncConnection, keys: Table, key_id: UUID, **owner: UUID) -> AnyRow | None:

@@ -38,11 +38,9 @@ async def find_user_by_email(connection: AsyncConnection, organization_id: UUID,
     return await fetch_optional(connection, _users(organization_id).where(organization_user.c.email == email))
 
 
-async def add_user(
-    connection: AsyncConnection, organization_id: UUID, email: str, role: str, name: str | None, now: datetime
-) -> AnyRow:
+async def add_user(connection: AsyncConnection, organization_id: UUID, email: str, role: str, now: datetime) -> AnyRow:
     """Store a user; `IntegrityError` where there is one of this address."""
-    values = {"organization_id": organization_id, "email": email, "role": role, "name": name}
+    values = {"organization_id": organization_id, "email": email, "role": role}
     statement = insert(organization_user).values(id=uuid7(now), created_at=now, **values)
     return await fetch_one(connection, statement.returning(organization_user))
 
@@ -143,13 +141,12 @@ async def end_invite(connection: AsyncConnection, invite_id: UUID, **moments: da
 
 
 async def take_in(
-    connection: AsyncConnection, organization_id: UUID, email: str, role: str, name: str | None, now: datetime
+    connection: AsyncConnection, organization_id: UUID, email: str, invited: AnyRow | None, now: datetime
 ) -> AnyRow:
-    """Make a user of an address that is none yet: by an invite that waits, else with this role."""
-    invited = await find_pending_invite(connection, organization_id, email, now)
+    """Make a user of an address that is none yet: as the invite that waits for it says, else a reader."""
     if invited is None:
-        return await add_user(connection, organization_id, email, role, name, now)
-    user = await add_user(connection, organization_id, email, invited.role, name, now)
+        return await add_user(connection, organization_id, email, "reader", now)
+    user = await add_user(connection, organization_id, email, invited.role, now)
     for place in invited.projects:
         await put_into_project(connection, organization_id, UUID(place["id"]), user.id, place["role"], now)
     await end_invite(connection, invited.id, accepted_at=now)

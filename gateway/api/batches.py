@@ -21,6 +21,7 @@ from gateway.api.files import LONGEST_LIFE_SECONDS, SHORTEST_LIFE_SECONDS, file_
 from gateway.api.operator.shapes import Asked, Body
 from gateway.auth import require_api_key
 from gateway.parts import Parts, parts_of
+from gateway.peers import check_endpoint
 from models.account import Principal
 from models.errors import Conflict, InvalidRequest, NotFound
 
@@ -87,6 +88,8 @@ async def create_batch(
     body: NewBatch, request: Request, caller: Caller, parts: TheParts, idempotency_key: RetryKey = None
 ) -> JSONResponse:
     """Have every line of a file called within 24 hours, at batch prices where there are any."""
+    if caller.scope is not None:
+        check_endpoint(caller.scope, body.endpoint)
     repeated = _claim(body, request, caller, idempotency_key)
     now = parts.clock.now()
     async with parts.engine.begin() as connection:

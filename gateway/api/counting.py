@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypeVar
@@ -28,6 +28,7 @@ from gateway.api.requests import decode, read
 from gateway.auth import require_api_key
 from gateway.backends.tokenizing import TOKENIZING, Question, Tokenizing, read_count, read_text, read_tokens
 from gateway.parts import Parts, parts_of
+from gateway.peers import check_counting
 from gateway.routing import caller_key, targets_for
 from models.account import Principal
 from models.call import CallRequest, Endpoint
@@ -42,9 +43,16 @@ MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_TOKENS: Final = 1_000_000
 MESSAGE_TOKENS: Final = 5
 """What a chat template adds to a message, and once for the answer that is to come, where nobody can tell."""
-COUNTING_PATHS: Final = frozenset(
-    {"/v1/responses/input_tokens", "/v1/messages/count_tokens", "/v1/tokenize", "/v1/detokenize"}
-)
+_CHATS: Final = frozenset(each for each in Endpoint if each.upstream is Endpoint.CHAT_COMPLETIONS)
+_TEXTS: Final = frozenset(each for each in Endpoint if not each.hears)
+_COUNTED: Final[Mapping[str, frozenset[Endpoint]]] = {
+    "/v1/responses/input_tokens": frozenset({Endpoint.RESPONSES}),
+    "/v1/messages/count_tokens": frozenset({Endpoint.MESSAGES}),
+    "/v1/tokenize": _TEXTS,
+    "/v1/detokenize": _TEXTS,
+}
+"""By path the endpoints whose tokens are told there: a key that is bound to endpoints must be for one of them."""
+COUNTING_PATHS: Final = _COUNTED.keys()
 """Their bodies are as large as those of calls."""
 
 _JSON: Final = "application/json"
@@ -167,6 +175,7 @@ class Asked:
     caller: Principal
     parts: Parts
     counting: Counting
+    path: str
     body: dict[str, Any]
     size: int
 
@@ -184,6 +193,11 @@ class Asked:
         return next((each for each in targets if catalog.deployments(each, caller.organization_id)), targets[0])
 
 
+def _permit(caller: Principal, path: str, counted: Collection[Endpoint]) -> None:
+    if caller.scope is not None:
+        check_counting(caller.scope, path, counted)
+
+
 async def asked_count(
     request: Request,
     caller: Annotated[Principal, Depends(require_api_key)],
@@ -191,6 +205,8 @@ async def asked_count(
 ) -> AsyncIterator[Asked]:
     """The body of a request, read when its caller is known; it holds one of the turns of its project."""
     counting: Counting = request.app.state.counting
+    path = request.scope["path"]
+    _permit(caller, path, _COUNTED[path])
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise InvalidRequest("Compressed bodies are not taken; send plain JSON.", status=415)
     kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
@@ -198,7 +214,7 @@ async def asked_count(
         raise InvalidRequest(f"Send the body as content-type {_JSON}.", status=415)
     with counting.turn(caller.project_id):
         body = await request.body()
-        yield Asked(caller, parts, counting, decode(body), len(body))
+        yield Asked(caller, parts, counting, path, decode(body), len(body))
 
 
 TheCount = Annotated[Asked, Depends(asked_count)]
@@ -271,6 +287,7 @@ async def tokenize(asked: TheCount) -> dict[str, Any]:
     if ("prompt" in kept) == ("messages" in kept):
         raise InvalidRequest("Send either 'prompt' or 'messages'.", param="prompt")
     if "messages" in kept:
+        _permit(asked.caller, asked.path, _CHATS)
         chat: dict[str, Any] = {name: kept[name] for name in ("model", "messages", "tools") if name in kept}
         request = asked.read(Endpoint.CHAT_COMPLETIONS, chat)
         tokens = await asked.counting.chat_tokens(request, model)

@@ -18,9 +18,11 @@ from gateway.api.transactions import Change
 from gateway.keys import KeyKind, mint
 from models.call import Endpoint
 from models.errors import Conflict, InvalidRequest
-from models.tables import api_key
+from models.tables import admin_key, api_key, operator_key
 
 LONGEST_OVERLAP_SECONDS: Final = 90 * 86_400
+LAST_USE: Final = "When the key was last let in, up to a minute behind; null where no use is known"
+"""Of a field. Lines of batches are let in without their key."""
 
 
 def network_text(value: str) -> str:
@@ -77,9 +79,38 @@ async def issue_api_key(
         now=change.now,
         bounds=bounds,
     )
-    row = await stored.find_key(change.connection, api_key, key_id)
-    assert row is not None, "it was stored just now"
-    return Issued(row, minted.value)
+    return await _issued(change, api_key, key_id, minted.value)
+
+
+async def issue_admin_key(change: Change, organization_id: UUID, name: str, expires_at: datetime | None) -> Issued:
+    """Make an admin key of an organization."""
+    check_expiry(change, expires_at)
+    minted = mint(KeyKind.ADMIN, change.pepper)
+    key_id = await stored.create_admin_key(
+        change.connection,
+        organization_id=organization_id,
+        name=name,
+        digest=minted.digest,
+        redacted_value=minted.redacted_value,
+        now=change.now,
+        expires_at=expires_at,
+    )
+    return await _issued(change, admin_key, key_id, minted.value)
+
+
+async def issue_operator_key(change: Change, name: str, expires_at: datetime | None) -> Issued:
+    """Make a key of an operator."""
+    check_expiry(change, expires_at)
+    minted = mint(KeyKind.OPERATOR, change.pepper)
+    key_id = await stored.create_operator_key(
+        change.connection,
+        name=name,
+        digest=minted.digest,
+        redacted_value=minted.redacted_value,
+        now=change.now,
+        expires_at=expires_at,
+    )
+    return await _issued(change, operator_key, key_id, minted.value)
 
 
 async def rotate_api_key(change: Change, row: AnyRow, rotation: Rotation, expires_at: datetime | None = None) -> Issued:
@@ -113,3 +144,9 @@ def check_expiry(change: Change, expires_at: datetime | None) -> None:
     """Raise `InvalidRequest` for a key that would be dead from the start."""
     if expires_at is not None and expires_at <= change.now:
         raise InvalidRequest("The key would expire before it is used. Give a later expires_at.", param="expires_at")
+
+
+async def _issued(change: Change, keys: Table, key_id: UUID, value: str) -> Issued:
+    row = await stored.find_key(change.connection, keys, key_id)
+    assert row is not None, "it was stored just now"
+    return Issued(row, value)

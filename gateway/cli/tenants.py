@@ -32,7 +32,7 @@ TaxTreatment = Annotated[
 _ORGANIZATION = ("id", "name", "currency", "billing_mode", "credit_limit", "price_book", "limits", "closed_at")
 _BILLED = ("legal_name", "country", "tax_id", "address", "email", "language", "payment_terms_days", "purchase_order")
 _PROJECT = ("id", "name", "limits", "created_at", "archived_at")
-_KEY = ("id", "name", "redacted_value", "models", "limits", "created_at", "expires_at", "revoked_at")
+_KEY = ("id", "name", "redacted_value", "models", "limits", "created_at", "expires_at", "revoked_at", "last_used_at")
 _GRANT = ("id", "kind", "amount", "remaining", "priority", "expires_at")
 _BALANCE = ("balance", "held", "credit_limit", "available")
 

@@ -170,6 +170,8 @@ def _credential() -> list[Column[object]]:
         created_at(),
         Column("expires_at", MOMENT),
         Column("revoked_at", MOMENT),
+        # Written by gateways about once a minute, so it may be that much behind.
+        Column("last_used_at", MOMENT),
     ]
 
 

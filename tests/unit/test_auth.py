@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.store.keys import KnownKey
-from gateway import auth
+from gateway import auth, key_cache, key_uses
 from gateway.auth import KeyRing, credential
 from gateway.clock import Clock
 from gateway.key_cache import BATCH_LIMIT, STALE_SECONDS, UNKNOWN_SECONDS, WAITING_LIMIT
@@ -86,6 +87,7 @@ class Store:
         self.keys: dict[bytes, KnownKey[Any]] = {}
         self.queries: list[int] = []
         self.batches: list[frozenset[bytes]] = []
+        self.noted: list[dict[tuple[str, bytes], datetime]] = []
         self.away = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -95,6 +97,11 @@ class Store:
         if self.away:
             raise ConnectionRefusedError
         yield cast(AsyncConnection, None)
+
+    begin = connect
+
+    async def note(self, connection: AsyncConnection, keys: Table, uses: Mapping[bytes, datetime]) -> None:
+        self.noted.append({(keys.name, digest): moment for digest, moment in uses.items()})
 
     async def find(
         self, connection: AsyncConnection, digests: Collection[bytes], now: datetime
@@ -149,6 +156,7 @@ def times() -> Times:
 def ring(store: Store, times: Times, monkeypatch: pytest.MonkeyPatch) -> KeyRing:
     for find in ("find_api_keys", "find_admin_keys", "find_operator_keys"):
         monkeypatch.setattr(auth, find, store.find)
+    monkeypatch.setattr(key_uses, "note_uses", store.note)
     return KeyRing(cast(AsyncEngine, store), PEPPER, times, CACHE_SECONDS, monotonic=times.monotonic)
 
 
@@ -318,3 +326,89 @@ async def test_nothing_is_believed_longer_than_ten_minutes(ring: KeyRing, store:
     with pytest.raises(Unavailable):
         await ring.principal(key.value)
     assert ring.cached(key.value) is None
+
+
+# When keys were last used --------------------------------------------------------------------------------------------
+
+
+async def test_the_last_use_of_each_key_is_written_once(ring: KeyRing, store: Store, times: Times) -> None:
+    key, operator, unused = store.add(), store.add(KeyKind.OPERATOR), store.add()
+    await ring.principal(key.value)
+    times.seconds += 2
+    assert ring.cached(key.value)
+    used_at = times.now()
+    await ring.operator(operator.value)
+    times.seconds += 40
+    assert await ring.uses.write()
+    assert store.noted == [{("api_key", key.digest): used_at}, {("operator_key", operator.digest): used_at}]
+    assert await ring.uses.write()
+    assert len(store.noted) == 2, "nothing new"
+    assert all(unused.digest != digest for noted in store.noted for _, digest in noted)
+
+
+async def test_who_is_not_let_in_has_not_used_a_key(ring: KeyRing, store: Store, times: Times) -> None:
+    expiring, revoked = store.add(expires_at=times.now() + timedelta(seconds=1)), store.add()
+    await ring.principal(expiring.value)
+    await ring.principal(revoked.value)
+    last = times.now()
+    del store.keys[revoked.digest]
+    times.seconds += CACHE_SECONDS
+    for value in (expiring.value, revoked.value, mint(KeyKind.API, PEPPER).value):
+        with pytest.raises(NotAuthenticated):
+            await ring.principal(value)
+    await ring.uses.write()
+    assert store.noted == [{("api_key", expiring.digest): last, ("api_key", revoked.digest): last}]
+
+
+async def test_uses_are_kept_while_postgres_is_away(ring: KeyRing, store: Store, times: Times) -> None:
+    early, late = store.add(), store.add()
+    for key in (early, late):
+        await ring.principal(key.value)
+    first = times.now()
+    store.away = True
+    assert not await ring.uses.write()
+    times.seconds += 1
+    assert ring.cached(late.value)
+    second = times.now()
+    assert not await ring.uses.write()
+    store.away = False
+    assert await ring.uses.write()
+    assert store.noted == [{("api_key", early.digest): first, ("api_key", late.digest): second}]
+
+
+async def test_no_more_uses_are_kept_than_keys(
+    ring: KeyRing, store: Store, times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_cache, "KNOWN_LIMIT", 3)
+    keys = [store.add() for _ in range(10)]
+    for key in keys:
+        await ring.principal(key.value)
+        store.away = True
+        assert not await ring.uses.write()
+        store.away = False
+        times.seconds += 1
+    assert await ring.uses.write()
+    assert {digest for _, digest in store.noted[0]} == {key.digest for key in keys[-3:]}
+
+
+async def test_many_uses_are_written_in_parts(ring: KeyRing, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_uses, "BATCH_LIMIT", 4)
+    for key in [store.add() for _ in range(10)]:
+        await ring.principal(key.value)
+    assert await ring.uses.write()
+    assert [len(noted) for noted in store.noted] == [4, 4, 2]
+
+
+async def test_uses_are_written_again_and_again(ring: KeyRing, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_uses, "INTERVAL_SECONDS", 0.001)
+    key, stop = store.add(), asyncio.Event()
+    writing = asyncio.create_task(ring.uses.run(stop))
+    for count in (1, 2, 3):
+        await ring.principal(key.value)
+        async with asyncio.timeout(5):
+            while len(store.noted) < count:  # noqa: ASYNC110  # the fake tells nobody
+                await asyncio.sleep(0.001)
+        assert store.noted[-1].keys() == {("api_key", key.digest)}
+    stop.set()
+    async with asyncio.timeout(5):
+        await writing

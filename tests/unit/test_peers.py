@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.peers import check_network, check_scope, client_address
+from gateway.peers import check_counting, check_method, check_network, check_scope, client_address
 from models.account import KeyScope
 from models.errors import NotPermitted
 
@@ -61,3 +62,25 @@ def test_a_scope_is_checked_as_a_whole() -> None:
     with pytest.raises(NotPermitted, match="address"):
         check_scope(scope, "/v1/embeddings", "8.8.8.8", [], ())
     check_network(KeyScope(frozenset()), "8.8.8.8", [], ())
+
+
+CHAT = frozenset({"/v1/chat/completions"})
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "may_count", "may_change"),
+    [
+        pytest.param(None, True, True, id="a key for everything"),
+        pytest.param(CHAT, True, True, id="a key for what is counted"),
+        pytest.param(CHAT | {"/v1/audio/translations"}, True, True, id="a key for more"),
+        pytest.param(frozenset({"/v1/embeddings"}), False, True, id="a key for something else"),
+        pytest.param(frozenset[str](), False, False, id="a key that only reads"),
+    ],
+)
+def test_what_else_a_scope_is_for(endpoints: frozenset[str] | None, may_count: bool, may_change: bool) -> None:
+    scope = KeyScope(endpoints)
+    with nullcontext() if may_count else pytest.raises(NotPermitted, match="/v1/tokenize"):
+        check_counting(scope, "/v1/tokenize", CHAT | {"/v1/messages"})
+    with nullcontext() if may_change else pytest.raises(NotPermitted, match="only read"):
+        check_method(scope, "DELETE")
+    check_method(scope, "GET")

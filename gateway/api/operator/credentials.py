@@ -18,12 +18,20 @@ from billing.store.catalog import missing_models
 from billing.store.keys import KeyBounds
 from billing.store.pages import AnyRow
 from gateway.api import issuing
-from gateway.api.issuing import Endpoints, Networks, Rotation, issue_api_key
+from gateway.api.issuing import (
+    LAST_USE,
+    Endpoints,
+    Issued,
+    Networks,
+    Rotation,
+    issue_admin_key,
+    issue_api_key,
+    issue_operator_key,
+)
 from gateway.api.operator.organizations import found_organization, open_organization
 from gateway.api.operator.projects import found_project, live_project
 from gateway.api.operator.requests import Change, Operator
 from gateway.api.operator.shapes import AskedById, Body, LimitsBody, ListOf, ModelId, Moment, Name, list_of
-from gateway.keys import KeyKind, MintedKey, mint
 from models.errors import Conflict, InvalidRequest, NotFound
 from models.tables import admin_key, api_key, operator_key
 
@@ -74,6 +82,7 @@ class Key(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description=LAST_USE)
 
 
 class ApiKey(Key):
@@ -198,18 +207,9 @@ async def create_admin_key(organization_id: UUID, body: NewKey, request: Operato
 
     async def effect(change: Change) -> CreatedKey:
         await open_organization(change.connection, organization_id)
-        minted = _minted(KeyKind.ADMIN, body, change)
-        key_id = await stored.create_admin_key(
-            change.connection,
-            organization_id=organization_id,
-            name=body.name,
-            digest=minted.digest,
-            redacted_value=minted.redacted_value,
-            now=change.now,
-            expires_at=body.expires_at,
-        )
-        await _audit(change, "admin_key.created", f"admin_key:{key_id}", organization_id, body)
-        return CreatedKey(object="admin_key", **_shown(key_id, body, minted, change))
+        issued = await issue_admin_key(change, organization_id, body.name, body.expires_at)
+        await _audit(change, "admin_key.created", f"admin_key:{issued.row.id}", organization_id, body)
+        return _created("admin_key", issued)
 
     return await request.change(effect)
 
@@ -247,20 +247,10 @@ async def rotate_admin_key(organization_id: UUID, key_id: UUID, body: Rotation, 
         if row is None:
             raise NotFound("There is no such key here.")
         await issuing.hand_over(change, admin_key, row, body)
-        minted = mint(KeyKind.ADMIN, change.pepper)
-        successor = NewKey(name=row.name, expires_at=row.expires_at)
-        new_id = await stored.create_admin_key(
-            change.connection,
-            organization_id=organization_id,
-            name=row.name,
-            digest=minted.digest,
-            redacted_value=minted.redacted_value,
-            now=change.now,
-            expires_at=row.expires_at,
-        )
+        issued = await issue_admin_key(change, organization_id, row.name, row.expires_at)
         asked = {"rotated_from": str(key_id), **body.model_dump(mode="json", exclude_unset=True)}
-        await change.audit("admin_key.rotated", f"admin_key:{new_id}", organization_id, **asked)
-        return CreatedKey(object="admin_key", **_shown(new_id, successor, minted, change))
+        await change.audit("admin_key.rotated", f"admin_key:{issued.row.id}", organization_id, **asked)
+        return _created("admin_key", issued)
 
     return await request.change(effect)
 
@@ -273,17 +263,9 @@ async def create_operator_key(body: NewKey, request: Operator) -> Response:
     """Create a key of another operator, or the successor of one's own."""
 
     async def effect(change: Change) -> CreatedKey:
-        minted = _minted(KeyKind.OPERATOR, body, change)
-        key_id = await stored.create_operator_key(
-            change.connection,
-            name=body.name,
-            digest=minted.digest,
-            redacted_value=minted.redacted_value,
-            now=change.now,
-            expires_at=body.expires_at,
-        )
-        await _audit(change, "operator_key.created", f"operator_key:{key_id}", None, body)
-        return CreatedKey(object="operator_key", **_shown(key_id, body, minted, change))
+        issued = await issue_operator_key(change, body.name, body.expires_at)
+        await _audit(change, "operator_key.created", f"operator_key:{issued.row.id}", None, body)
+        return _created("operator_key", issued)
 
     return await request.change(effect)
 
@@ -315,23 +297,6 @@ async def _check_models(connection: AsyncConnection, models: Sequence[str] | Non
         raise InvalidRequest(f"There is no model '{missing[0]}'. Create it first.", param="models")
 
 
-def _minted(kind: KeyKind, body: NewKey, change: Change) -> MintedKey:
-    issuing.check_expiry(change, body.expires_at)
-    return mint(kind, change.pepper)
-
-
-def _shown(key_id: UUID, body: NewKey, minted: MintedKey, change: Change) -> dict[str, Any]:
-    return {
-        "id": key_id,
-        "name": body.name,
-        "redacted_value": minted.redacted_value,
-        "created_at": change.now,
-        "expires_at": body.expires_at,
-        "revoked_at": None,
-        "value": minted.value,
-    }
-
-
 async def _revoked(change: Change, keys: Table, key_id: UUID, **owner: UUID) -> AnyRow:
     row = await stored.revoke(change.connection, keys, key_id, change.now, **owner)
     if row is None:
@@ -343,6 +308,10 @@ async def _revoked(change: Change, keys: Table, key_id: UUID, **owner: UUID) -> 
 def _keys(kind: str, rows: Sequence[AnyRow]) -> list[Key]:
     names = [name for name in Key.model_fields if name != "object"]
     return [Key(object=kind, **{name: getattr(row, name) for name in names}) for row in rows]
+
+
+def _created(kind: str, issued: Issued) -> CreatedKey:
+    return CreatedKey(**_keys(kind, [issued.row])[0].model_dump(), value=issued.value)
 
 
 async def _audit(change: Change, action: str, subject: str, organization_id: UUID | None, body: Body) -> None:

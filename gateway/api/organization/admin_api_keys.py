@@ -13,12 +13,19 @@ from starlette.responses import Response
 
 from billing.store import keys as stored
 from billing.store.pages import AnyRow
-from gateway.api.issuing import Rotation, hand_over
+from gateway.api.issuing import Rotation, hand_over, issue_admin_key
 from gateway.api.operator.organizations import open_organization
 from gateway.api.operator.shapes import Body, ListOf, Name, list_of
 from gateway.api.organization.requests import Admin, AdminRequest, Change
-from gateway.api.organization.shapes import AskedInOrder, Deleted, LifeSeconds, expiry, seconds, seconds_or_none
-from gateway.keys import KeyKind, mint
+from gateway.api.organization.shapes import (
+    AskedInOrder,
+    Deleted,
+    LastUse,
+    LifeSeconds,
+    expiry,
+    seconds,
+    seconds_or_none,
+)
 from models.errors import Conflict, NotFound, NotPermitted
 from models.tables import admin_key
 
@@ -58,7 +65,7 @@ class AdminKey(BaseModel):
     redacted_value: str
     created_at: int
     expires_at: int | None
-    last_used_at: int | None = None
+    last_used_at: LastUse
     owner: AdminKeyOwner = AdminKeyOwner()
 
     @classmethod
@@ -70,6 +77,7 @@ class AdminKey(BaseModel):
             redacted_value=row.redacted_value,
             created_at=seconds(row.created_at),
             expires_at=seconds_or_none(row.expires_at),
+            last_used_at=seconds_or_none(row.last_used_at),
         )
 
 
@@ -146,21 +154,10 @@ async def _created(
             f"The key that you use ends at {ends_at:%Y-%m-%dT%H:%M:%SZ}, and none that it makes may live longer. "
             "Give a shorter expires_in_seconds, or use a key that lives longer."
         )
-    minted = mint(KeyKind.ADMIN, change.pepper)
-    key_id = await stored.create_admin_key(
-        change.connection,
-        organization_id=request.organization_id,
-        name=name,
-        digest=minted.digest,
-        redacted_value=minted.redacted_value,
-        now=change.now,
-        expires_at=expires_at,
-    )
+    issued = await issue_admin_key(change, request.organization_id, name, expires_at)
     action = "admin_key.rotated" if detail else "admin_key.created"
-    await change.audit(action, f"admin_key:{key_id}", request.organization_id, None, name=name, **detail)
-    row = await stored.find_key(change.connection, admin_key, key_id)
-    assert row is not None, "it was stored just now"
-    return CreatedAdminKey(**AdminKey.of(row).model_dump(), value=minted.value)
+    await change.audit(action, f"admin_key:{issued.row.id}", request.organization_id, None, name=name, **detail)
+    return CreatedAdminKey(**AdminKey.of(issued.row).model_dump(), value=issued.value)
 
 
 async def _found(connection: AsyncConnection, request: AdminRequest, key_id: UUID) -> AnyRow:

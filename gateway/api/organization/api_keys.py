@@ -22,6 +22,7 @@ from gateway.api.organization.requests import Admin, AdminRequest, Change
 from gateway.api.organization.scopes import Scopes, parse_scopes, scopes_of
 from gateway.api.organization.shapes import (
     Deleted,
+    LastUse,
     LifeSeconds,
     cents,
     dollars,
@@ -77,7 +78,7 @@ class ProjectKey(BaseModel):
     name: str
     redacted_value: str
     created_at: int
-    last_used_at: int | None = None
+    last_used_at: LastUse
     expires_at: int | None
     owner: KeyOwner
     owner_project_access: Literal["active", "inactive"]
@@ -222,6 +223,7 @@ async def _shown(connection: AsyncConnection, project: AnyRow, rows: list[AnyRow
                 name=row.name,
                 redacted_value=row.redacted_value,
                 created_at=seconds(row.created_at),
+                last_used_at=seconds_or_none(row.last_used_at),
                 expires_at=seconds_or_none(row.expires_at),
                 owner=_owner(accounts.get(row.service_account_id)),
                 owner_project_access=_access(project),

@@ -17,7 +17,7 @@ from gateway.api.operator.organizations import open_organization
 from gateway.api.operator.shapes import AskedById, Body, ListOf, list_of
 from gateway.api.organization.projects import own_live_project
 from gateway.api.organization.requests import Admin, Change
-from gateway.api.organization.shapes import Deleted, Email, seconds, seconds_or_none
+from gateway.api.organization.shapes import Deleted, Email, OrganizationRole, ProjectRole, seconds, seconds_or_none
 from models.errors import Conflict, NotFound
 
 router = APIRouter()
@@ -30,22 +30,15 @@ class InvitedTo(Body):
     """A project that an invite gives a place in."""
 
     id: UUID
-    role: Literal["member", "owner"]
+    role: ProjectRole
 
 
 class NewInvite(Body):
     """An invite to create."""
 
     email: Email
-    role: Literal["reader", "owner"]
+    role: OrganizationRole
     projects: Annotated[list[InvitedTo], Field(max_length=100)] = Field(default_factory=list)
-
-
-class InvitedProject(BaseModel):
-    """A project that an invite gives a place in."""
-
-    id: str
-    role: Literal["member", "owner"]
 
 
 class Invite(BaseModel):
@@ -54,12 +47,12 @@ class Invite(BaseModel):
     id: str
     object: Literal["organization.invite"] = "organization.invite"
     email: str
-    role: Literal["reader", "owner"]
+    role: OrganizationRole
     status: Literal["pending", "accepted", "expired"]
     created_at: int
     expires_at: int
     accepted_at: int | None
-    projects: list[InvitedProject]
+    projects: list[InvitedTo]
 
     @classmethod
     def of(cls, row: AnyRow, now: datetime) -> Invite:
@@ -72,7 +65,7 @@ class Invite(BaseModel):
             created_at=seconds(row.created_at),
             expires_at=seconds(row.expires_at),
             accepted_at=seconds_or_none(row.accepted_at),
-            projects=[InvitedProject(**each) for each in row.projects],
+            projects=row.projects,
         )
 
 

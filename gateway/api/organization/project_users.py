@@ -15,19 +15,17 @@ from billing.store.pages import AnyRow
 from gateway.api.operator.shapes import AskedById, Body, ListOf, list_of
 from gateway.api.organization.projects import own_live_project, own_project
 from gateway.api.organization.requests import Admin, Change
-from gateway.api.organization.shapes import Deleted, Email, seconds
+from gateway.api.organization.shapes import Deleted, Email, ProjectRole, seconds
 from gateway.api.organization.users import found_user
 from models.errors import Conflict, InvalidRequest, NotFound
 
 router = APIRouter()
 
-Role = Literal["owner", "member"]
-
 
 class NewProjectUser(Body):
     """A person to give a place, by address or by id; an address that is new becomes a reader of the organization."""
 
-    role: Role
+    role: ProjectRole
     email: Email | None = None
     user_id: UUID | None = None
 
@@ -35,7 +33,7 @@ class NewProjectUser(Body):
 class ProjectUserUpdate(Body):
     """Another role."""
 
-    role: Role | None = None
+    role: ProjectRole | None = None
 
 
 class ProjectUser(BaseModel):
@@ -43,7 +41,7 @@ class ProjectUser(BaseModel):
 
     id: str
     object: Literal["organization.project.user"] = "organization.project.user"
-    role: Role
+    role: ProjectRole
     name: str | None
     email: str
     added_at: int
@@ -135,7 +133,7 @@ async def _person(change: Change, organization_id: UUID, body: NewProjectUser) -
     invited = await stored.find_pending_invite(change.connection, organization_id, body.email, change.now)
     if invited is not None:
         await change.audit("invite.accepted", f"invite:{invited.id}", organization_id)
-    user = await stored.take_in(change.connection, organization_id, body.email, "reader", None, change.now)
+    user = await stored.take_in(change.connection, organization_id, body.email, invited, change.now)
     await change.audit("user.added", f"user:{user.id}", organization_id, None, role=user.role)
     return user
 

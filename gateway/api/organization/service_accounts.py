@@ -21,7 +21,7 @@ from gateway.api.organization.api_keys import ScopeTexts, bounded, set_spend_sco
 from gateway.api.organization.projects import own_live_project, own_project
 from gateway.api.organization.requests import Admin, Change
 from gateway.api.organization.scopes import scopes_of
-from gateway.api.organization.shapes import Deleted, LifeSeconds, expiry, seconds, seconds_or_none
+from gateway.api.organization.shapes import Deleted, LifeSeconds, ProjectRole, expiry, seconds, seconds_or_none
 from models.errors import Conflict, InvalidRequest, NotFound
 
 router = APIRouter()
@@ -41,7 +41,7 @@ class ServiceAccountUpdate(Body):
     """What is to change of a service account; what is left out stays."""
 
     name: Name | None = None
-    role: Literal["member", "owner"] | None = None
+    role: ProjectRole | None = None
 
 
 class NewAccountKey(Body):

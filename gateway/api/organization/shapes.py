@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from billing.store.pages import Page
+from gateway.api.issuing import LAST_USE
 from gateway.api.operator.shapes import AskedById, Body, Printable
 from models.errors import InvalidRequest
 from models.money import LARGEST_BALANCE_UNITS, Units, units_of_minor
@@ -17,6 +18,9 @@ LONGEST_SECONDS = 10 * 366 * 86_400
 LARGEST_CENTS = LARGEST_BALANCE_UNITS // 10_000_000
 
 LifeSeconds = Annotated[int, Field(ge=1, le=LONGEST_SECONDS)]
+LastUse = Annotated[int | None, Field(description=LAST_USE)]
+OrganizationRole = Literal["owner", "reader"]
+ProjectRole = Literal["owner", "member"]
 Cents = Annotated[int, Field(ge=0, le=LARGEST_CENTS)]
 
 

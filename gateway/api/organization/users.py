@@ -16,7 +16,7 @@ from billing.store.pages import AnyRow
 from gateway.api.operator.organizations import open_organization
 from gateway.api.operator.shapes import AskedById, Body, ListOf, Text, list_of
 from gateway.api.organization.requests import Admin, Change
-from gateway.api.organization.shapes import Deleted, Email, seconds
+from gateway.api.organization.shapes import Deleted, Email, OrganizationRole, ProjectRole, seconds
 from models.errors import InvalidRequest, NotFound
 
 router = APIRouter()
@@ -25,7 +25,7 @@ router = APIRouter()
 class UserUpdate(Body):
     """What is to change of a user; what is left out stays."""
 
-    role: Literal["owner", "reader"] | None = None
+    role: OrganizationRole | None = None
     role_id: Text | None = None
     developer_persona: Text | None = None
     technical_level: Text | None = None
@@ -36,7 +36,7 @@ class ProjectOfUser(BaseModel):
 
     id: str
     name: str
-    role: Literal["owner", "member"]
+    role: ProjectRole
 
 
 class ProjectsOfUser(BaseModel):
@@ -64,7 +64,7 @@ class OrganizationUser(BaseModel):
 
     id: str
     object: Literal["organization.user"] = "organization.user"
-    role: Literal["owner", "reader"]
+    role: OrganizationRole
     name: str | None
     email: str
     added_at: int
