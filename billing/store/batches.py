@@ -121,7 +121,8 @@ _STANDING: Final = text(
       group by batch.status
     """
 )
-"""Reads no line that waits: those are what a batch has left, and its counts tell that."""
+"""What waits is what a batch has left, and its counts tell that: of the lines only those are read, by their index, that
+run or were put off. With 20 batches of 20,000 lines it takes 2 ms."""
 
 
 async def standing(connection: AsyncConnection) -> Standing:
