@@ -89,6 +89,8 @@ class Batches:
         self._resting: dict[UUID, float] = {}
         """Batches of which a line was put off a moment ago, and until when no other line of them is tried."""
         self._room_made = asyncio.Event()
+        self._has_open = False
+        """Whether a batch was seen to be in progress: where none is, nobody asks Postgres for its lines."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Do all that there is to do, again and again; a part that is away is waited for."""
@@ -113,7 +115,11 @@ class Batches:
 
     async def _move_on(self) -> None:
         """Validate what was created, finish what has run, end what is over time."""
-        for batch in await self._open():
+        batches = await self._open()
+        had_open, self._has_open = self._has_open, any(batch.status == "in_progress" for batch in batches)
+        if self._has_open and not had_open:
+            self._room_made.set()
+        for batch in batches:
             try:
                 await self._move(batch)
             except Exception as error:
@@ -153,7 +159,7 @@ class Batches:
 
     async def _take_lines(self) -> None:
         """Begin as many lines as there is room for, in turn between organizations."""
-        if not self._free:
+        if not self._has_open or not self._free:
             return
         now = self._parts.clock.now()
         self._resting = {one: until for one, until in self._resting.items() if until > self._loop.time()}
