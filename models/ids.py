@@ -21,8 +21,8 @@ def uuid7(now: datetime) -> UUID:
 
 
 def first_uuid7(moment: datetime) -> UUID:
-    """The smallest UUID of a moment: the boundary of a monthly partition."""
-    return UUID(int=((moment - _EPOCH) // _MILLISECOND) << 80)
+    """The smallest UUID of a moment: the boundary of a monthly partition. Before 1970 it is the smallest of all."""
+    return UUID(int=max(0, (moment - _EPOCH) // _MILLISECOND) << 80)
 
 
 def uuid7_time(identifier: UUID) -> datetime:

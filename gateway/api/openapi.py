@@ -73,6 +73,11 @@ _ERRORS: Final = {
 }
 
 
+_EVENT: Final[dict[str, Any]] = {
+    "description": "One event of the stream",
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 _ANY_ERRORS: Final = {
     400: "The request cannot be served; the message says why",
     401: "No valid key",
@@ -163,7 +168,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
                 "headers": {"x-request-id": {"schema": {"type": "string", "format": "uuid"}}},
                 "content": {
                     "application/json": {"schema": {"type": "object"}},
-                    **({"text/event-stream": {"schema": {"type": "string"}}} if "stream" in table else {}),
+                    **({"text/event-stream": {"schema": _EVENT}} if "stream" in table else {}),
                     **({"text/plain": {"schema": {"type": "string"}}} if endpoint.hears else {}),
                 },
             },

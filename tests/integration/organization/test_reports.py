@@ -74,6 +74,13 @@ async def test_days_without_a_call_are_there(trade: Trade) -> None:
         assert [bool(bucket.results) for bucket in report.data] == [False] * 3 + [True] * 4
 
 
+async def test_a_report_may_begin_before_anything_was(trade: Trade) -> None:
+    """Found by Schemathesis: no call id is as old as that."""
+    async with trade.client() as client:
+        page = await client.admin.organization.usage.completions(start_time=0, end_time=60, bucket_width="1m")
+    assert [(bucket.start_time, bucket.results) for bucket in page.data] == [(0, [])]
+
+
 async def test_a_report_may_begin_within_a_day(trade: Trade) -> None:
     async with trade.client() as client:
         report = client.admin.organization.usage.completions
