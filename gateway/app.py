@@ -200,6 +200,7 @@ class Tollgate:
         self.api.state.counting = self._counting = Counting(self.running.tokenizers)
         self.api.state.readiness = self.readiness
         await self.parts.catalog.refresh(force=True)
+        await self.parts.keys.warm_up()
         self._tasks = [
             asyncio.create_task(self.parts.catalog.run(self._stop)),
             asyncio.create_task(self.parts.keys.uses.run(self._stop)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -28,7 +29,7 @@ from gateway.parts import parts_of
 from gateway.peers import check_method, check_network
 from gateway.signatures import check_signature
 from models.account import AdminPrincipal, OperatorPrincipal, Principal
-from models.errors import InvalidRequest, NotAuthenticated, NotFound, NotPermitted
+from models.errors import InvalidRequest, NotAuthenticated, NotFound, NotPermitted, Unavailable
 from models.tables import admin_key, api_key, operator_key
 
 AnyPrincipal: TypeAlias = Principal | AdminPrincipal | OperatorPrincipal
@@ -96,6 +97,11 @@ class KeyRing:
         self._operator = KeyCache(find_operator_keys, *seen, cache_seconds=cache_seconds, lookups=1)
         caches: dict[Table, KeyCache[Any]] = {api_key: self._api, admin_key: self._admin, operator_key: self._operator}
         self.uses = KeyUses(*seen, caches)
+
+    async def warm_up(self) -> None:
+        """Ask for a key that nobody has: so the first caller need not wait for a connection and a new query."""
+        with suppress(Unavailable):
+            await self._api.find(bytes(32))
 
     def cached(self, value: str) -> Principal | None:
         """The caller behind an API key seen a moment ago; None means only that `principal` must be asked."""
