@@ -454,80 +454,94 @@ async def credit_note(
     tax = part_of_tax(
         known.tax.amount, known.total, credited, sum(each.tax.amount for each in notes), amount, owner.currency
     )
-    return await _issue_note(connection, owner, known, new, Units(amount), tax, posting_key, now)
+    note = _Note(uuid7(now), known, Units(amount - tax), tax)
+    return await _issue_note(connection, owner, note, new, posting_key, now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What a credit note takes back of an invoice: `of` is the invoice, the rest its own."""
+
+    id: UUID
+    of: Invoice
+    subtotal: Units
+    tax: Units
+
+    @property
+    def total(self) -> Units:
+        return Units(self.subtotal + self.tax)
 
 
 async def _issue_note(
-    connection: AsyncConnection,
-    owner: Locked,
-    known: Invoice,
-    new: NewCreditNote,
-    amount: Units,
-    tax: Units,
-    posting_key: str,
-    now: datetime,
+    connection: AsyncConnection, owner: Locked, note: _Note, new: NewCreditNote, posting_key: str, now: datetime
 ) -> Invoice:
     seller = await taxes.find_seller(connection)
     assert seller is not None, "an invoice is issued when there is one"
-    note_id, subtotal = uuid7(now), Units(amount - tax)
     issued_on = day_of(now, owner.terms.timezone)
-    korea = _amended(known, new, subtotal, tax, issued_on)
-    values: dict[str, Any] = {
-        "id": note_id,
-        "organization_id": owner.id,
-        "kind": InvoiceKind.CREDIT_NOTE.value,
-        "corrects": known.id,
-        "series": seller.credit_note_series,
-        "currency": owner.currency,
-        "month": known.month,
-        "starts_at": known.starts_at,
-        "ends_at": known.ends_at,
-        "subtotal": subtotal,
-        "tax": tax,
-        "total": amount,
-        "tax_detail": stored.tax_json(known.tax),
-        "buyer": stored.party_json(buyer_party(owner.row)),
-        "seller": stored.party_json(taxes.seller_party(seller)),
-        "language": owner.row.language,
-        "purchase_order": known.purchase_order,
-        "reason": new.reason,
-        "korea": None if korea is None else stored.korea_json(korea),
-        "created_at": now,
-    }
-    await stored.add_document(connection, values, [Line(LineKind.ITEM, new.reason, subtotal, subtotal)])
-
-    owed = Units(min(amount, known.due))
-    grant_id = await give_back(connection, owner, Units(amount - owed), now) if amount > owed else None
-    posting = Posting(
-        owner.id,
-        posting_key,
-        PostingKind.CREDIT_NOTE,
-        owner.effective(now),
-        {"invoice_id": str(known.id), "credit_note_id": str(note_id)}
-        | ({"grant_id": str(grant_id)} if grant_id else {}),
-    )
-    transfers = paired(
-        [(owner.sellers(AccountKind.REVENUE), subtotal), (owner.sellers(AccountKind.TAX_PAYABLE), tax)],
-        [
-            (owner.account(AccountKind.RECEIVABLE), owed),
-            (owner.account(AccountKind.CUSTOMER_PREPAID), amount - owed),
-        ],
-    )
-    posting_id = await post(connection, posting, transfers)
-    if owed:
-        await payments.add_allocations(connection, [Allocation(known.id, owed, now, None, note_id)], posting_id)
-        await settle(connection, known, owed, now)
+    columns = _note_columns(owner, note, new, seller, issued_on) | {"created_at": now}
+    await stored.add_document(connection, columns, [Line(LineKind.ITEM, new.reason, note.subtotal, note.subtotal)])
+    posting_id = await _post_note(connection, owner, note, posting_key, now)
     issued = {
         "state": InvoiceState.PAID.value,
-        "settled": amount,
+        "settled": note.total,
         "issued_on": issued_on,
         "posting_id": posting_id,
         "finalized_at": now,
         "closed_at": now,
         "number": await stored.next_number(connection, seller.credit_note_series),
     }
-    await stored.change_document(connection, note_id, issued)
-    return await _found(connection, note_id)
+    await stored.change_document(connection, note.id, issued)
+    return await _found(connection, note.id)
+
+
+def _note_columns(owner: Locked, note: _Note, new: NewCreditNote, seller: AnyRow, issued_on: date) -> dict[str, Any]:
+    """The document as it is written down first, without number or posting."""
+    korea = _amended(note.of, new, note.subtotal, note.tax, issued_on)
+    return {
+        "id": note.id,
+        "organization_id": owner.id,
+        "kind": InvoiceKind.CREDIT_NOTE.value,
+        "corrects": note.of.id,
+        "series": seller.credit_note_series,
+        "currency": owner.currency,
+        "month": note.of.month,
+        "starts_at": note.of.starts_at,
+        "ends_at": note.of.ends_at,
+        "subtotal": note.subtotal,
+        "tax": note.tax,
+        "total": note.total,
+        "tax_detail": stored.tax_json(note.of.tax),
+        "buyer": stored.party_json(buyer_party(owner.row)),
+        "seller": stored.party_json(taxes.seller_party(seller)),
+        "language": owner.row.language,
+        "purchase_order": note.of.purchase_order,
+        "reason": new.reason,
+        "korea": None if korea is None else stored.korea_json(korea),
+    }
+
+
+async def _post_note(connection: AsyncConnection, owner: Locked, note: _Note, key: str, now: datetime) -> int:
+    """Revenue and tax go back: first against what is owed of the invoice, what is more becomes credit."""
+    owed = Units(min(note.total, note.of.due))
+    over = Units(note.total - owed)
+    grant_id = await give_back(connection, owner, over, now) if over else None
+    posting = Posting(
+        owner.id,
+        key,
+        PostingKind.CREDIT_NOTE,
+        owner.effective(now),
+        {"invoice_id": str(note.of.id), "credit_note_id": str(note.id)}
+        | ({"grant_id": str(grant_id)} if grant_id else {}),
+    )
+    transfers = paired(
+        [(owner.sellers(AccountKind.REVENUE), note.subtotal), (owner.sellers(AccountKind.TAX_PAYABLE), note.tax)],
+        [(owner.account(AccountKind.RECEIVABLE), owed), (owner.account(AccountKind.CUSTOMER_PREPAID), over)],
+    )
+    posting_id = await post(connection, posting, transfers)
+    if owed:
+        await payments.add_allocations(connection, [Allocation(note.of.id, owed, now, None, note.id)], posting_id)
+        await settle(connection, note.of, owed, now)
+    return posting_id
 
 
 def _amended(known: Invoice, new: NewCreditNote, subtotal: Units, tax: Units, today: date) -> Korea | None:

@@ -10,19 +10,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import structlog
 from pydantic import SecretStr
 
 from billing.store.engine import make_engine
+from gateway import worker
 from gateway.app import Tollgate
 from gateway.keys import issue_operator_key
 from gateway.retries import RetryBudget
 from gateway.server import PublicServer, config_of
 from gateway.settings import Settings
 from gateway.telemetry import BACKENDS, configure_logging
-from gateway.worker import run_worker
 from models.money import parse_amount
 from tests.conftest import MakeDatabase, RedisProcess
 
@@ -30,6 +31,8 @@ PEPPER = "a pepper of tests that is long enough to be one"
 ALWAYS = "2020-01-01T00:00:00Z"
 """Since when prices are in force: also for a gateway whose clock goes back."""
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
+HASTE: dict[str, Any] = {"_LINGER_SECONDS": 0.05, "_WAIT_MS": 100}
+"""The program's worker waits half a second for more to book at once, and as long before it sees that it is to stop."""
 _numbers = itertools.count(1)
 
 
@@ -230,7 +233,7 @@ class Stage:
     async def start_worker(self) -> None:
         """Run a worker beside the gateway."""
         self._worker_stop.clear()
-        self._worker = asyncio.create_task(run_worker(self.settings, self._worker_stop))
+        self._worker = asyncio.create_task(worker.run_worker(self.settings, self._worker_stop))
 
     async def stop_worker(self) -> None:
         """Let the worker book what is left, and end."""
@@ -282,12 +285,13 @@ async def raise_curtain(database_url: str, redis_url: str, **changes: Any) -> As
     try:
         async with httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as client:
             stage = Stage(app, settings, base_url, client, {"authorization": f"Bearer {operator_key}"})
-            await stage.start_worker()
-            try:
-                await stage.ready()
-                yield stage
-            finally:
-                await stage.stop_worker()
+            with mock.patch.multiple(worker, **HASTE):
+                await stage.start_worker()
+                try:
+                    await stage.ready()
+                    yield stage
+                finally:
+                    await stage.stop_worker()
     finally:
         server.should_exit = True
         await serving

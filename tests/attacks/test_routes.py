@@ -66,20 +66,22 @@ class Theirs:
 async def theirs(scene: Scene) -> Theirs:
     """Bob has made a call, kept a response and was given credit; and there is a model that is sold to nobody here."""
     stage = scene.stage
+    # A Bob of these tests alone, since those of batches may have charged the other.
+    bob = await stage.tenant()
     scene.backend.script = PLAIN
-    answer = await scene.chat(scene.bob)
+    answer = await scene.chat(bob)
     call = answer.headers["x-request-id"]
     body = {"model": "m", "input": "hi", "max_output_tokens": 5, "store": True}
-    response = (await scene.post("/v1/responses", json=body, headers=scene.bob.headers)).json()["id"]
-    await stage.charges(scene.bob, 2)
-    grants = await stage.operate("GET", f"/organizations/{scene.bob.organization_id}/credit_grants")
+    response = (await scene.post("/v1/responses", json=body, headers=bob.headers)).json()["id"]
+    await stage.charges(bob, 2)
+    grants = await stage.operate("GET", f"/organizations/{bob.organization_id}/credit_grants")
     await stage.operate("POST", "/price_books", json={"id": "private"})
     deployment = {"backend": "openai-m", "backend_model": "x", "weight": 1}
     await stage.operate("POST", "/models", json={"id": "secret", "context_length": 4096, "deployments": [deployment]})
     price = {"book": "private", "model": "secret", "meter": "input", "currency": "USD", "price_per_million": "1"}
     await stage.operate("POST", "/prices", json=price | {"effective_from": ALWAYS})
-    made = await belongings(scene, scene.bob)
-    return Theirs(call, response, grants["data"][0]["id"], scene.bob.organization_id, scene.bob.project_id, **made)
+    made = await belongings(scene, bob)
+    return Theirs(call, response, grants["data"][0]["id"], bob.organization_id, bob.project_id, **made)
 
 
 async def belongings(scene: Scene, tenant: Tenant) -> dict[str, str]:

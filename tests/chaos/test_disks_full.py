@@ -65,7 +65,7 @@ async def postgres_on_disk(tmp_path: Path) -> AsyncIterator[tuple[Database, Path
             await embedded_postgres.create_database(server, "tollgate", OWNER)
             await asyncio.to_thread(migrate, server.url("tollgate", OWNER, PASSWORD), APP)
             urls = (server.url("tollgate", role, PASSWORD) for role in (OWNER, APP))
-            yield Database(*urls), disk
+            yield Database("tollgate", *urls), disk
         finally:
             server.child.stop(seconds=10)
 

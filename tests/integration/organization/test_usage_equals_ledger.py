@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from billing.verify import verify
+from billing.verify import Report, verify
 from migrations import versions
 from models.money import amount_text
 from tests.integration.organization.trade import BEGIN, CALLS, DAYS, END, Trade, sql
@@ -251,10 +251,14 @@ async def test_costs_of_a_key_are_those_of_its_charges(trade: Trade) -> None:
 # The book behind it --------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+async def report(trade: Trade) -> Report:
+    return await verify(trade.engine, trade.hot)
+
+
 @pytest.mark.parametrize("check", ["prices", "corrections", "usage", "transfers"])
-async def test_the_book_of_the_trade_is_right(trade: Trade, check: str) -> None:
+async def test_the_book_of_the_trade_is_right(report: Report, check: str) -> None:
     """Charges of images and audio are priced again by `verify` as they were charged, corrections and sums too."""
-    report = await verify(trade.engine, trade.hot)
     [found] = [each for each in report.checks if each.name == check]
     assert found.ok, found.findings
     assert found.rows > 0
