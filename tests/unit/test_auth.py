@@ -172,6 +172,18 @@ async def test_a_known_key_is_looked_up_once_within_the_cache_time(ring: KeyRing
     assert ring.cached(key.value) is None
 
 
+async def test_a_ring_warms_up_and_lets_nobody_in_by_it(ring: KeyRing, store: Store, times: Times) -> None:
+    await ring.warm_up()
+    assert store.queries == [1]
+    store.away = True
+    times.seconds += 60
+    # A gateway starts all the same.
+    await ring.warm_up()
+    store.away = False
+    times.seconds += 60
+    await ring.principal(store.add().value)
+
+
 async def test_garbage_touches_no_store(ring: KeyRing, store: Store) -> None:
     for value in ("' OR 1=1--", "\0", "é", "%" * 5_000, mint(KeyKind.API, PEPPER).value[:-1] + "?"):
         assert ring.cached(value) is None
