@@ -33,6 +33,15 @@ def check_counting(scope: KeyScope, path: str, counted: Collection[str]) -> None
         raise _not_for(path)
 
 
+def check_kept(scope: KeyScope, path: str) -> None:
+    """Raise `NotPermitted` unless a key of this scope may see what is kept of calls of this metered path.
+
+    One that only reads may see everything.
+    """
+    if scope.endpoints and path not in scope.endpoints:
+        raise _not_for(path)
+
+
 def check_method(scope: KeyScope, method: str) -> None:
     """Raise `NotPermitted` for a change that is asked for with a key that may only read."""
     if scope.endpoints is not None and not scope.endpoints and method not in _READING:

@@ -12,7 +12,9 @@ from billing.store.pages import AnyRow
 from gateway.auth import require_api_key
 from gateway.memory import NO_RESPONSE, response_uuid
 from gateway.parts import Parts, parts_of
+from gateway.peers import check_kept
 from models.account import Principal
+from models.call import Endpoint
 from models.errors import InvalidRequest, NotFound
 
 router = APIRouter(prefix="/v1/responses", tags=["Responses"])
@@ -89,6 +91,8 @@ async def list_input_items(
 
 
 async def _found(response_id: str, caller: Principal, parts: Parts) -> AnyRow:
+    if caller.scope is not None:
+        check_kept(caller.scope, Endpoint.RESPONSES)
     known = response_uuid(response_id)
     row = None
     if known is not None:

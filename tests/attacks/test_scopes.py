@@ -94,6 +94,25 @@ async def test_a_key_that_only_reads_reads(scene: Scene, reader: Tenant) -> None
             assert (await send(scene, route, reader.headers)).status_code == 200, filled(route)
 
 
+@pytest.mark.parametrize(
+    ("method", "rest"),
+    [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")],
+    ids=["read", "delete", "cancel", "items"],
+)
+async def test_b08_what_is_kept_of_responses_is_for_keys_that_may_make_them(
+    scene: Scene, method: str, rest: str, bound: dict[str, Tenant], reader: Tenant
+) -> None:
+    url = f"{scene.stage.base_url}/v1/responses/resp_{'0' * 32}{rest}"
+    for endpoint, tenant in bound.items():
+        answer = await scene.stage.client.request(method, url, headers=tenant.headers)
+        if endpoint is Endpoint.RESPONSES:
+            is_error(answer, 404)
+        else:
+            is_error(answer, 403)
+            assert "may not call /v1/responses" in answer.text
+    is_error(await scene.stage.client.request(method, url, headers=reader.headers), 404 if method == "GET" else 403)
+
+
 async def test_b08_a_batch_is_for_an_endpoint_of_its_key(scene: Scene, bound: dict[str, Tenant]) -> None:
     body = {"input_file_id": "file-" + "0" * 32, "endpoint": Endpoint.EMBEDDINGS, "completion_window": "24h"}
     refused = await scene.post("/v1/batches", json=body, headers=bound[Endpoint.CHAT_COMPLETIONS].headers)
