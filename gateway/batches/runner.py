@@ -90,7 +90,7 @@ class Batches:
         """Batches of which a line was put off a moment ago, and until when no other line of them is tried."""
         self._room_made = asyncio.Event()
         self._has_open = False
-        """Whether a batch was seen to be in progress: where none is, nobody asks Postgres for its lines."""
+        """Whether a batch was open at the last look: where none was, nobody asks Postgres for lines."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Do all that there is to do, again and again; a part that is away is waited for."""
@@ -116,9 +116,7 @@ class Batches:
     async def _move_on(self) -> None:
         """Validate what was created, finish what has run, end what is over time."""
         batches = await self._open()
-        had_open, self._has_open = self._has_open, any(batch.status == "in_progress" for batch in batches)
-        if self._has_open and not had_open:
-            self._room_made.set()
+        self._has_open = bool(batches)
         for batch in batches:
             try:
                 await self._move(batch)
