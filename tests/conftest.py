@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 import structlog
+from hypothesis import settings
 
 from gateway.embedded import llamacpp as embedded_llamacpp
 from gateway.embedded import postgres as embedded_postgres
@@ -33,6 +34,10 @@ APP = "tollgate_app"
 PASSWORD = "password"
 _TEMPLATE = "tollgate_template"
 _ROOM_BYTES = 4 * 1024**3
+
+# How long an example takes says more of the machine than of us; no test asserts it.
+settings.register_profile("tollgate", deadline=None)
+settings.load_profile("tollgate")
 
 # What structlog does until a program configures it: it would draw a logged error with the values of every variable of
 # every frame, which takes a minute where a frame holds an application.
