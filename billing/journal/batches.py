@@ -42,13 +42,18 @@ class Batches:
         self._last_at = 0.0
 
     def add(self, record: Record, then: Then, in_flight: int) -> None:
-        """Have a record written: at once, or in a crowd with the others of some milliseconds."""
+        """Have a record written: at once, or in a crowd with the others of some milliseconds.
+
+        Where all calls in flight wait for the disk by now, nobody else can come, and waiting on would be for nothing.
+        """
         self._records.append(record)
         self._underway.append((record, then))
-        if self._timer is None:
+        if in_flight < CROWD or len(self._underway) >= in_flight:
+            self.hand_over()
+        elif self._timer is None:
             least, most = PACE_SECONDS
             next_at = self._last_at + min(most, max(least, in_flight * _PACE_SECONDS_A_CALL))
-            if in_flight < CROWD or self._loop.time() >= next_at:
+            if self._loop.time() >= next_at:
                 self.hand_over()
             else:
                 self._timer = self._loop.call_at(next_at, self.hand_over)
