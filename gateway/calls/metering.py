@@ -22,6 +22,12 @@ BYTES_PER_TOKEN = 4
 EXTRA_EVENTS = 64
 """Events without a token of their own that an answer may have: the rest of a tool call, say."""
 MAX_KEPT_TEXT = 16 * 1024 * 1024
+MAX_REPORTED_BYTES = 16 * 1024
+"""Of the backend's own words on a receipt. llama.cpp reports some 250 bytes a choice."""
+_NUL = b"\\u0000"
+"""As JSON writes it. No row of Postgres can hold it, so a charge that had it would never be booked."""
+
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -153,6 +159,8 @@ class Meter:
             if index in self.final:
                 # A choice has one report: the last one counts, as with the other engines.
                 self.flags.add("usage_twice")
+                # The one before is shown beside it; of a backend that goes on and on, no more.
+                del self.raw[self.request.choices :]
             self.final[index] = reading
             self.raw.append(usage)
         elif choices and self.dialect.continuous_stream_options:
@@ -307,11 +315,22 @@ class Meter:
         ):
             flags.add("above_bound")
         usage = self._bounded(reading, input_bound, output_bound)
-        reported = {"usage": self.raw} if self.raw else None
+        reported = self._reported(flags)
         counted = {"input": own.prompt, "output": own.completion, "exact": own.is_exact} if own else None
         if request.audio_seconds_bound:
             counted = {**(counted or {}), "audio_seconds": request.audio_seconds_bound}
         return Measured(usage, source, reported, counted, tuple(sorted(flags)))
+
+    def _reported(self, flags: set[str]) -> dict[str, Any] | None:
+        """The backend's own words, for the receipt; the numbers in them are charged, whatever else it says there."""
+        if not self.raw:
+            return None
+        reported = {"usage": self.raw}
+        encoded = _encode(reported)
+        if len(encoded) <= MAX_REPORTED_BYTES and _NUL not in encoded:
+            return reported
+        flags.add("reported_not_kept")
+        return None
 
     def _bounded(self, reading: Reading, input_bound: int, output_bound: int) -> TokenUsage:
         """The numbers, none above what the hold covers, the parts none above their whole."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from billing.hot.entries import decode_charge, encode_charge
 from gateway.calls.commands import (
     CloseUpstream,
     Command,
@@ -219,6 +220,34 @@ def test_llamacpp_reports_twice_and_is_believed_once() -> None:
     ).settle()
     assert (play.charge.input_tokens, play.charge.output_tokens) == (31, 10)
     assert play.charge.flags == ("usage_twice",)
+
+
+def test_llamacpp_that_reports_without_end_does_not_fill_the_receipt() -> None:
+    play = Play(chat_request(stream=True)).open()
+    reports = (event(choices=[], usage=usage(31, number // 20)) for number in range(1_000))
+    play.say(delta("x", finish="stop"), *reports, DONE).settle()
+    assert (play.charge.output_tokens, play.charge.flags) == (49, ("usage_twice",))
+    assert play.charge.reported is not None
+    assert [report["completion_tokens"] for report in play.charge.reported["usage"]] == [0, 49]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("more", ["a\0b", "x" * 20_000, {"a\0b": 1}], ids=["nul", "long", "nul in a name"])
+def test_what_a_backend_says_beside_its_numbers_never_keeps_a_charge_from_the_book(stream: bool, more: Any) -> None:
+    said = {**usage(31, 10), "note": more}
+    if stream:
+        play = Play(chat_request(stream=True)).open()
+        play.say(delta("x", finish="stop"), event(choices=[], usage=said), DONE)
+    else:
+        play = Play(chat_request()).open(content_type=b"application/json")
+        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+        answer = {"id": "c1", "object": "chat.completion", "choices": [choice], "usage": said}
+        play.say(json.dumps(answer).encode()).call.upstream_end()
+        play.take()
+    play.settle()
+    assert (play.charge.input_tokens, play.charge.output_tokens) == (31, 10)
+    assert (play.charge.reported, play.charge.flags) == (None, ("reported_not_kept",))
+    assert decode_charge(encode_charge(play.charge)) == play.charge
 
 
 def test_llamacpp_prompt_lists_are_summed_by_prompt() -> None:
