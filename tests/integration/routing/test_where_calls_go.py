@@ -270,6 +270,24 @@ async def test_who_may_go_nowhere_is_told_so(town: Town) -> None:
         assert calls(one) == []
 
 
+async def test_counting_stays_in_its_region_and_reserved_capacity_is_its_owners(town: Town, tenant: Tenant) -> None:
+    bound = await town.stage.tenant()
+    await town.stage.operate("POST", f"/organizations/{bound.organization_id}/routing", json={"regions": ["eu"]})
+    count = well(answer(200, b'{"count": 14, "max_model_len": 99, "tokens": [1]}'))
+    async with scripted_backend(count) as reserved, scripted_backend(count) as shared, scripted_backend(count) as own:
+        model = await town.model(
+            {"backend": await town.backend(reserved, kind="vllm"), "pool": "acme"},
+            {"backend": await town.backend(shared, kind="vllm")},
+            {"backend": await town.backend(own, kind="vllm", region="eu")},
+        )
+        url = f"{town.stage.base_url}/v1/messages/count_tokens"
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+        for one, anywhere in ((bound, 0), (tenant, 1)):
+            reply = await town.stage.client.post(url, json=body, headers=one.headers)
+            assert reply.json() == {"input_tokens": 14, "is_estimate": False}
+            assert (len(calls(reserved)), len(calls(own)) >= 1, len(calls(shared)) <= anywhere) == (0, True, True)
+
+
 # Conversations, adapters, providers ----------------------------------------------------------------------------------
 
 
