@@ -366,6 +366,19 @@ async def test_a_developer_sees_limits_prices_and_aliases(town: Town, tenant: Te
         assert (await town.stage.client.get(f"{url}/{model}-any", headers=tenant.headers)).status_code == 404
 
 
+async def test_a_developer_sees_what_a_fallback_serves(town: Town, tenant: Tenant) -> None:
+    async with scripted_backend(well()) as one:
+        spare = await town.model({"backend": await town.backend(one)})
+        model = await town.model(fallback={"model": spare})
+        assert (await town.chat(tenant, model)).status_code == 200
+        shown = await town.stage.client.get(f"{town.stage.base_url}/v1/models/{model}", headers=tenant.headers)
+        assert (shown.status_code, shown.json()["id"]) == (200, model)
+        bound = await town.stage.tenant(models=[model])
+        assert (await town.chat(bound, model)).status_code == 503
+        shown = await town.stage.client.get(f"{town.stage.base_url}/v1/models/{model}", headers=bound.headers)
+        assert shown.status_code == 404, "the key may not call what would serve"
+
+
 async def test_nobody_listens_and_another_deployment_serves(town: Town, tenant: Tenant) -> None:
     async with scripted_backend(well()) as one:
         away = f"http://127.0.0.1:{free_port()}"
