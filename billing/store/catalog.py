@@ -193,6 +193,8 @@ async def deploy(connection: AsyncConnection, model_id: str, plans: Sequence[Dep
 
 async def add_deployment(connection: AsyncConnection, model_id: str, plan: DeploymentPlan, now: datetime) -> bool:
     """Add a deployment to those of a model; False where there is one of this model under this name already."""
+    # One after another, as `update_model` does before `deploy`: of two who both find none, both would add one.
+    await connection.execute(select(model.c.id).where(model.c.id == model_id).with_for_update(key_share=True))
     same = select(deployment).where(
         deployment.c.model_id == model_id,
         deployment.c.backend_id == plan.backend_id,

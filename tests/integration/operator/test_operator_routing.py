@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from billing.store.catalog import DeploymentPlan, add_deployment
 from gateway.embedded.llamacpp import LlamaCpp
 from models.catalog import Catalog, OrganizationRouting, PricedAs, Window
 from tests.integration.operator.world import World, refusal
@@ -272,6 +274,23 @@ async def test_a_provider_is_asked_under_its_own_path_and_with_our_credential(wo
     assert (model["context_length"], model["capabilities"]) == (131072, ["vision"])
     for prefix in ("v1", "/a/../b", "/a b", "/a?x", "/%2e%2e", "/"):
         assert (await world.post("/backends", body | {"name": "x", "path_prefix": prefix})).status_code == 422, prefix
+
+
+async def test_a_deployment_is_taken_once_by_two_who_take_it_together(world: World) -> None:
+    await world.model()
+    backend = await world.made("/backends", {"name": "gpu", "kind": "vllm", "url": "http://127.0.0.1:9"})
+    plan, engine, now = DeploymentPlan(UUID(backend["id"]), "tiny"), world.parts.engine, world.parts.clock.now()
+
+    async def take() -> bool:
+        async with engine.begin() as connection:
+            return await add_deployment(connection, "tiny", plan, now)
+
+    async with engine.begin() as first:
+        assert await add_deployment(first, "tiny", plan, now)
+        second = asyncio.create_task(take())
+        await asyncio.wait({second}, timeout=0.3)
+    assert await second is False
+    assert [each["backend"] for each in (await world.shown("/models/tiny"))["deployments"]] == ["on-tiny", "gpu"]
 
 
 @pytest.mark.parametrize("answer", [None, [], {"data": None}, {"data": "x"}])
