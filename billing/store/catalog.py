@@ -221,9 +221,9 @@ async def find_model(connection: AsyncConnection, model_id: str) -> AnyRow | Non
 
 
 async def find_deployments(connection: AsyncConnection, model_ids: Sequence[str]) -> dict[str, list[AnyRow]]:
-    """The enabled deployments of some models, each with the name of its backend as `backend`."""
+    """The enabled deployments of some models, each with `backend`, its backend's name, and `backend_disabled_at`."""
     rows = await connection.execute(
-        select(deployment, backend.c.name.label("backend"))
+        select(deployment, backend.c.name.label("backend"), backend.c.disabled_at.label("backend_disabled_at"))
         .join(backend, backend.c.id == deployment.c.backend_id)
         .where(deployment.c.model_id.in_(model_ids), deployment.c.disabled_at.is_(None))
         .order_by(deployment.c.id)

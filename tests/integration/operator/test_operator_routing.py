@@ -110,6 +110,34 @@ async def test_an_alias_outlives_a_disabled_target(world: World) -> None:
     assert refusal(await world.post("/aliases/chat", {"targets": both}))[:2] == (400, "targets")
 
 
+async def test_an_alias_has_also_the_prices_that_are_still_to_come(world: World, clock: MovableClock) -> None:
+    await world.model()
+    for days, price in ((0, "0.15"), (30, "0.20")):
+        start = clock.now() + timedelta(days=days)
+        assert (await world.price(price_per_million=price, effective_from=start.isoformat())).status_code == 200
+    await world.made("/aliases", {"id": "chat", "targets": [{"model": "tiny"}], "prices_of": "tiny"})
+    for days, expected in ((0, 150_000), (31, 200_000)):
+        rates = catalog(world).rates("default", "USD", "chat", clock.now() + timedelta(days=days))
+        assert rates is not None, "an alias that has a price today has one in a month"
+        assert rates.input == expected
+
+
+async def test_a_move_to_where_an_alias_is_keeps_the_way_back(world: World) -> None:
+    alias = await two_versions(world)
+    everybody = {"targets": [{"model": "small", "weight": 1}]}
+    moved = await world.made("/aliases/chat", everybody)
+    assert await world.made("/aliases/chat", everybody) == moved
+    assert (await world.made("/aliases/chat", {"back": True}))["targets"] == alias["targets"]
+
+
+async def test_nobody_moves_to_a_model_whose_backends_are_disabled(world: World) -> None:
+    await two_versions(world)
+    await world.made("/backends/on-small", {"disabled": True})
+    response = await world.post("/aliases/chat", {"targets": [{"model": "small", "weight": 1}]})
+    assert refusal(response)[:2] == (400, "targets")
+    await world.made("/aliases/chat", {"targets": [{"model": "tiny"}, {"model": "small", "weight": 0}]})
+
+
 # Fallbacks -----------------------------------------------------------------------------------------------------------
 
 
