@@ -239,6 +239,15 @@ async def test_prices_are_published_as_stated_costs_and_a_markup(world: World) -
     }
 
 
+async def test_a_markup_makes_no_price_that_could_not_be_published(world: World) -> None:
+    await world.model()
+    for cost in ("9" * 10, "9" * 12):
+        body = {"model": "tiny", "markup_ppm": 100_000_000, "costs": {"input": cost}}
+        status, _, message = refusal(await world.post("/prices/markup", body))
+        assert (status, message.startswith("This price is larger")) == (400, True), message
+    assert await world.count("price_version") == 0
+
+
 async def test_prices_are_published_as_known_costs_and_a_markup(world: World, clock: MovableClock) -> None:
     await world.model()
     body = {"model": "tiny", "markup_ppm": 100_000}
