@@ -206,6 +206,14 @@ async def test_what_no_maintenance_can_be(world: World, clock: MovableClock) -> 
     assert await world.count("maintenance") == 0
 
 
+async def test_moments_at_the_ends_of_time_are_refused(world: World) -> None:
+    await world.model()
+    for moment in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        body = {"backend": "on-tiny", "starts_at": moment, "ends_at": "2030-01-01T00:00:00Z"}
+        assert refusal(await world.post("/maintenance", body))[:2] == (422, "starts_at")
+        assert refusal(await world.get("/prices", at=moment))[:2] == (422, "at")
+
+
 # Organizations -------------------------------------------------------------------------------------------------------
 
 
