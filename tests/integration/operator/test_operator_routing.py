@@ -206,6 +206,17 @@ async def test_what_no_maintenance_can_be(world: World, clock: MovableClock) -> 
     assert await world.count("maintenance") == 0
 
 
+async def test_maintenance_that_is_over_has_taken_place(world: World, clock: MovableClock) -> None:
+    await world.model()
+    start = clock.now()
+    times = {"starts_at": start.isoformat(), "ends_at": (start + timedelta(hours=1)).isoformat()}
+    planned = await world.made("/maintenance", {"backend": "on-tiny", **times})
+    clock.move(timedelta(hours=2))
+    assert refusal(await world.post(f"/maintenance/{planned['id']}/cancel"))[0] == 409
+    [listed] = (await world.shown("/maintenance"))["data"]
+    assert (listed["state"], listed["cancelled_at"]) == ("over", None)
+
+
 async def test_moments_at_the_ends_of_time_are_refused(world: World) -> None:
     await world.model()
     for moment in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
