@@ -330,6 +330,22 @@ async def test_a_provider_is_called_under_its_path_with_our_credential_at_a_mark
         assert parse_amount(receipt["amount"]["amount"], "USD") == 5 * 1_200 + 2 * 2_400
 
 
+async def test_a_long_prompt_at_a_provider_that_tells_no_context_is_charged_in_full(town: Town, tenant: Tenant) -> None:
+    long = stream(said("hello", finish="stop"), usage(20_000, 2), DONE)
+    listing = answer(200, b'{"data": [{"id": "untold"}]}')
+
+    async def provider(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await (long if asked.body is not None else listing)(asked, writer)
+
+    async with scripted_backend(provider) as one:
+        body = {"name": "untold", "url": one.url, "kind": "openai", "create_models": True}
+        await town.stage.operate("POST", "/backends", json=body)
+        await town.stage.price("untold")
+        receipt = await town.receipt(tenant, await town.chat(tenant, "untold", "many words " * 10_000))
+        assert (receipt["input_tokens"], receipt["flags"]) == (20_000, [])
+        assert parse_amount(receipt["amount"]["amount"], "USD") == 20_000 * 150 + 2 * 600
+
+
 # What developers see -------------------------------------------------------------------------------------------------
 
 
