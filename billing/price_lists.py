@@ -209,8 +209,10 @@ def _moment(column: str, text: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         moment = None
-    if moment is None or (moment.tzinfo is None and len(text) > len("2026-01-01")):
+    if moment is None or len(text) > len("2026-01-01"):
         raise InvalidRequest(f"{column} is a date or an instant with its zone: 2026-03-01 or 2026-03-01T09:00:00Z.")
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.replace(tzinfo=UTC)

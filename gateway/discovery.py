@@ -16,7 +16,11 @@ from gateway.backends.counters import COUNTING, parse_counters
 from models.catalog import BackendKind
 
 DEFAULT_CONTEXT_LENGTH: Final = 4096
-"""Where a server does not tell: what Ollama allots, and small enough that no hold is too low."""
+"""What Ollama allots, which cuts a prompt to that; and what an engine of our own is given that does not tell."""
+
+UNTOLD_CONTEXT_LENGTH: Final = 131_072
+"""Where another server does not tell. Nothing beyond a model's context is charged: one that is too short gives tokens
+away, and one that is too long makes the holds of calls without `max_tokens` larger."""
 
 MOST_MODELS: Final = 1_000
 """Of a listing: providers that resell others have hundreds."""
@@ -79,7 +83,7 @@ def probe(
         has_counters = kind in COUNTING and _counts(client, kind)
     address = f"{kind.value}-{urlsplit(root).hostname}-{urlsplit(root).port or urlsplit(root).scheme}"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", address)[:64]
-    return FoundBackend(name, kind, root, tuple(_served(entry, more) for entry in entries), has_counters)
+    return FoundBackend(name, kind, root, tuple(_served(entry, more, kind) for entry in entries), has_counters)
 
 
 def _other_kind(client: httpx.Client) -> tuple[BackendKind, dict[str, Any]]:
@@ -137,24 +141,26 @@ def _kind(entries: Iterable[Mapping[str, Any]]) -> BackendKind:
     return next((_KINDS[owner] for owner in owners if owner in _KINDS), BackendKind.OPENAI)
 
 
-def _served(entry: Mapping[str, Any], more: Mapping[str, Any]) -> ServedModel:
+def _served(entry: Mapping[str, Any], more: Mapping[str, Any], kind: BackendKind) -> ServedModel:
     parent = entry.get("parent")
     return ServedModel(
         id=entry["id"],
-        context_length=_context(entry, more),
+        context_length=_context(entry, more, kind),
         capabilities=_capabilities(entry, more),
         tokenizer=_tokenizer(entry, more),
         parent=parent if isinstance(parent, str) and parent else None,
     )
 
 
-def _context(entry: Mapping[str, Any], more: Mapping[str, Any]) -> int:
+def _context(entry: Mapping[str, Any], more: Mapping[str, Any], kind: BackendKind) -> int:
     """What the entry says, or llama.cpp in `meta.n_ctx` (of one slot), or TGI of its only model."""
     meta = entry.get("meta")
     told = [entry.get(name) for name in _CONTEXTS]
     told += [meta.get("n_ctx") if isinstance(meta, dict) else None, more.get("max_total_tokens")]
     lengths = [each for each in told if type(each) is int and 0 < each <= 100_000_000]
-    return lengths[0] if lengths else DEFAULT_CONTEXT_LENGTH
+    if lengths:
+        return lengths[0]
+    return UNTOLD_CONTEXT_LENGTH if kind is BackendKind.OPENAI else DEFAULT_CONTEXT_LENGTH
 
 
 def _capabilities(entry: Mapping[str, Any], more: Mapping[str, Any]) -> tuple[str, ...]:

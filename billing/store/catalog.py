@@ -193,6 +193,8 @@ async def deploy(connection: AsyncConnection, model_id: str, plans: Sequence[Dep
 
 async def add_deployment(connection: AsyncConnection, model_id: str, plan: DeploymentPlan, now: datetime) -> bool:
     """Add a deployment to those of a model; False where there is one of this model under this name already."""
+    # One after another, as `update_model` does before `deploy`: of two who both find none, both would add one.
+    await connection.execute(select(model.c.id).where(model.c.id == model_id).with_for_update(key_share=True))
     same = select(deployment).where(
         deployment.c.model_id == model_id,
         deployment.c.backend_id == plan.backend_id,
@@ -219,9 +221,9 @@ async def find_model(connection: AsyncConnection, model_id: str) -> AnyRow | Non
 
 
 async def find_deployments(connection: AsyncConnection, model_ids: Sequence[str]) -> dict[str, list[AnyRow]]:
-    """The enabled deployments of some models, each with the name of its backend as `backend`."""
+    """The enabled deployments of some models, each with `backend`, its backend's name, and `backend_disabled_at`."""
     rows = await connection.execute(
-        select(deployment, backend.c.name.label("backend"))
+        select(deployment, backend.c.name.label("backend"), backend.c.disabled_at.label("backend_disabled_at"))
         .join(backend, backend.c.id == deployment.c.backend_id)
         .where(deployment.c.model_id.in_(model_ids), deployment.c.disabled_at.is_(None))
         .order_by(deployment.c.id)

@@ -12,7 +12,7 @@ from gateway.auth import require_api_key
 from gateway.parts import Parts, parts_of
 from models.account import Principal
 from models.call import Endpoint
-from models.catalog import Catalog, Meter, Model, PriceVersion, Scheme
+from models.catalog import Catalog, Meter, Model, PricedAs, PriceVersion, Scheme
 from models.errors import ModelNotFound
 from models.money import price_each_text, price_text
 
@@ -57,19 +57,30 @@ def _sold(caller: Principal, catalog: Catalog, now: datetime) -> list[Model]:
 def _is_sold(model: Model, caller: Principal, catalog: Catalog, now: datetime) -> bool:
     return (
         caller.may_call(model.id)
-        and bool(_serving(model, caller, catalog))
+        and bool(_serving(model, caller, catalog, now))
         and catalog.rates(caller.price_book, caller.currency, model.id, now) is not None
     )
 
 
-def _serving(model: Model, caller: Principal, catalog: Catalog) -> Sequence[Model]:
-    """The models that calls of the caller are served by: the model itself, or the targets of an alias."""
+def _serving(model: Model, caller: Principal, catalog: Catalog, now: datetime) -> Sequence[Model]:
+    """The models that calls of the caller are served as: the model itself, or the targets of an alias."""
     own = [catalog.models[target.model] for target in model.targets if target.weight] if model.targets else [model]
-    return [each for each in own if catalog.deployments(each, caller.organization_id)]
+    deployed = [each for each in own if catalog.deployments(each, caller.organization_id)]
+    return deployed or [each for each in own if _has_fallback(each, caller, catalog, now)]
+
+
+def _has_fallback(model: Model, caller: Principal, catalog: Catalog, now: datetime) -> bool:
+    """Whether another model serves what has no deployment for the caller, as `gateway.calls.choice` decides."""
+    rule = model.fallback
+    spare = None if rule is None else catalog.models.get(rule.model)
+    if rule is None or spare is None or not caller.may_call(spare.id):
+        return False
+    is_priced = rule.priced_as is PricedAs.REQUESTED or catalog.rates(caller.price_book, caller.currency, spare.id, now)
+    return bool(is_priced and catalog.deployments(spare, caller.organization_id))
 
 
 def _shape(model: Model, caller: Principal, catalog: Catalog, now: datetime) -> dict[str, Any]:
-    serving = _serving(model, caller, catalog)
+    serving = _serving(model, caller, catalog, now)
     # Of an alias what holds whichever target serves.
     capabilities = set.intersection(*(set(each.capabilities) for each in serving))
     context_length = min(each.context_length for each in serving)

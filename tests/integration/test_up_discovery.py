@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.discovery import DEFAULT_CONTEXT_LENGTH, FoundBackend, ServedModel, probe
+from gateway.discovery import DEFAULT_CONTEXT_LENGTH, UNTOLD_CONTEXT_LENGTH, FoundBackend, ServedModel, probe
 from gateway.embedded.errors import CannotStart
 from gateway.embedded.llamacpp import LlamaCpp
 from gateway.embedded.local import look_at
@@ -65,9 +65,7 @@ def listing(**entry: Any) -> dict[str, Any]:
             DEFAULT_CONTEXT_LENGTH,
             id="TGI",
         ),
-        pytest.param(
-            listing(owned_by="organization_owner"), BackendKind.OPENAI, DEFAULT_CONTEXT_LENGTH, id="LM Studio"
-        ),
+        pytest.param(listing(owned_by="organization_owner"), BackendKind.OPENAI, UNTOLD_CONTEXT_LENGTH, id="LM Studio"),
     ],
 )
 def test_engine_is_recognised(answers: dict[str, Any], kind: BackendKind, context_length: int) -> None:

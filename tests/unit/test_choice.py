@@ -236,3 +236,20 @@ def test_an_alias_falls_back_as_its_target_does() -> None:
     choice = chosen(catalog, "chat")
     assert choice.legs is not None
     assert {name: leg.name for name, leg in choice.legs.items()} == {"m": "chat", "spare": "chat"}
+
+
+def test_a_fallback_at_its_own_price_is_covered_with_its_images_and_sounds() -> None:
+    dear = PriceVersion(UUID(int=99), "default", "spare", Meter.IMAGE, "USD", MilliUnits(20_000_000_000), NOW, None)
+    models = {
+        "m": sold(at(1, kind=BackendKind.OPENAI), fallback=Fallback("spare", PricedAs.FALLBACK)),
+        "spare": sold(at(5, kind=BackendKind.OPENAI, model="spare"), id="spare"),
+    }
+    prices = price("spare", 1)
+    prices["default", "USD", "spare"] += (dear,)
+    catalog = Catalog(models, prices)
+    request = chat_request(endpoint=Endpoint.IMAGES, body={"prompt": "a cat"}, images_bound=3)
+    choice = chosen(catalog, request=request)
+    assert choice.legs is not None
+    hold = choice.hold(hold_request(request, origin(), PRINCIPAL, choice.model, RATES))
+    assert hold.amount >= ceiling(hold.input_bound, hold.output_bound, choice.legs["spare"].rates, images=3)
+    assert not choice.legs["spare"].is_covered(replace(hold, amount=Units(hold.amount - 1)))

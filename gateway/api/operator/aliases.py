@@ -38,7 +38,7 @@ class NewAlias(Body):
 
     id: ModelId
     targets: Targets
-    prices_of: ModelId | None = Field(None, description="Publish the prices in force of this model for the alias, too")
+    prices_of: ModelId | None = Field(None, description="Publish the prices of this model for the alias, too")
 
 
 class AliasUpdate(Body):
@@ -119,7 +119,9 @@ async def update_alias(alias_id: ModelId, body: AliasUpdate, request: Operator) 
             targets = [TargetBody(**each) for each in row.previous]
         if targets is not None:
             contexts = await _check_targets(connection, targets)
-            await stored.move_alias(connection, row, _pairs(targets), change.now)
+            # Asked for twice, a move is one move: it must not take the way back.
+            if [each.model_dump() for each in targets] != row.targets:
+                await stored.move_alias(connection, row, _pairs(targets), change.now)
             await models.update_model(connection, alias_id, {"context_length": min(contexts)})
         if body.disabled is not None:
             columns: dict[str, Any] = {"disabled_at": change.now if body.disabled else None}
@@ -143,20 +145,24 @@ async def _check_targets(connection: AsyncConnection, targets: Sequence[TargetBo
     deployed = await models.find_deployments(connection, names)
     for target in targets:
         row = await models.find_model(connection, target.model)
-        if target.weight and (not deployed[target.model] or row is None or row.disabled_at is not None):
+        is_served = any(each.backend_disabled_at is None for each in deployed[target.model])
+        if target.weight and (not is_served or row is None or row.disabled_at is not None):
             raise InvalidRequest(
-                f"The model '{target.model}' is disabled or has no deployment, so its callers would be refused. "
-                "Enable or deploy it first, or give it the weight 0.",
+                f"The model '{target.model}' is disabled or has no deployment on an enabled backend, so its callers "
+                "would be refused. Enable or deploy it first, or give it the weight 0.",
                 param="targets",
             )
     return [contexts[target.model] for target in targets if target.weight]
 
 
 async def _copy_prices(change: Change, source: str, alias_id: str) -> None:
+    # Those to come, too: a price in force that another one follows has an end, and the alias would be sold until then.
     versions = [
-        each for each in await stored_prices.all_versions(change.connection, at=change.now) if each.model == source
+        each
+        for each in await stored_prices.all_versions(change.connection)
+        if each.model == source and (each.effective_to is None or change.now < each.effective_to)
     ]
-    if not versions:
+    if not any(each.in_force(change.now) for each in versions):
         raise InvalidRequest(f"The model '{source}' has no price in force.", param="prices_of")
     for one in versions:
         draft = PriceDraft(

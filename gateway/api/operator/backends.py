@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+import socket
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import httpx
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -56,6 +58,7 @@ def _root_url(value: str) -> str:
     if parts.path not in ("", "/", "/v1", "/v1/") or "?" in value or "#" in value:
         raise ValueError("must be the root of the server, without a path")
     _refuse_strange_address(host)
+    _refuse_strange_name(host)
     name = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{name}" + (f":{port}" if port is not None else "")
 
@@ -66,11 +69,26 @@ def _refuse_strange_address(host: str) -> None:
         raise ValueError("must not be a link-local, multicast or unspecified address")
 
 
+def _refuse_strange_name(host: str) -> None:
+    # By both who will look it up: what they raise for such a name is no failed connection.
+    try:
+        host.encode("idna")
+        if ":" not in host:
+            _ = httpx.URL(scheme="http", host=host).host
+    except (UnicodeError, httpx.InvalidURL):
+        raise ValueError("must name a host that can be looked up") from None
+
+
 def _is_strange(host: str) -> bool:
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        try:
+            # Systems connect to 2852039166, 0xa9.0xfe.0xa9.0xfe and 169.254.43518 as to 169.254.169.254.
+            address = ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return False
     carried = getattr(address, "ipv4_mapped", None) or address
     return bool(carried.is_link_local or carried.is_multicast or carried.is_unspecified)
 

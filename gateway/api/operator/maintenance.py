@@ -18,7 +18,7 @@ from gateway.api.operator.backends import found_backend
 from gateway.api.operator.requests import Change, Operator
 from gateway.api.operator.shapes import AskedById, BackendName, Body, ListOf, ModelId, Moment, Text, list_of
 from gateway.telemetry import BACKENDS
-from models.errors import InvalidRequest, NotFound
+from models.errors import Conflict, InvalidRequest, NotFound
 
 router = APIRouter()
 
@@ -97,7 +97,8 @@ async def cancel_maintenance(maintenance_id: UUID, request: Operator) -> Respons
     """End maintenance now, or let it not begin."""
 
     async def effect(change: Change) -> Maintenance:
-        await _shown(change.connection, maintenance_id, change.now)
+        if (await _shown(change.connection, maintenance_id, change.now)).state == "over":
+            raise Conflict("This maintenance is over, so there is nothing to cancel.")
         await stored.cancel_maintenance(change.connection, maintenance_id, change.now)
         change.catalog_changed = True
         await change.audit("maintenance.cancelled", f"maintenance:{maintenance_id}")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from billing.costing import METERS, marked_up
+from billing.schemes import refuse_impossible
 from billing.store import costs as stored_costs
 from billing.store import prices as stored
 from gateway.api.operator.prices import Price
@@ -74,6 +75,7 @@ async def publish_markup(body: NewMarkup, request: Operator) -> Response:
                 price=marked_up(cost, body.markup_ppm),
                 effective_from=body.effective_from,
             )
+            refuse_impossible(draft)
             published.append(Price.of(await stored.publish(change.connection, draft, change.actor, change.now)))
         change.catalog_changed = True
         asked = body.model_dump(mode="json", exclude_unset=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Annotated, Generic, Literal, TypeVar
 from uuid import UUID
 
@@ -36,6 +36,13 @@ def _without_dots(value: str) -> str:
     return value
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be between the years 1 and 9999 in UTC") from None
+
+
 Printable = AfterValidator(_printable)
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), Printable]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), Printable]
@@ -46,7 +53,7 @@ ModelId = Annotated[
 ]
 """Also a file's path, because llama.cpp calls its model by that."""
 CurrencyCode = Literal["USD", "EUR", "KRW", "JPY"]
-Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Decimal = Annotated[str, StringConstraints(max_length=42)]
 
 

@@ -65,6 +65,24 @@ async def test_a_batch_has_its_own_prices_where_there_are_any(desk: Desk) -> Non
     await stage.verified(desk.tenant)
 
 
+async def test_a_fallback_serves_a_line_at_its_own_price_for_batches(desk: Desk, backend: Scripted) -> None:
+    stage = desk.stage
+    await stage.backend(backend.url, kind="vllm", model="spare", known_as="y")
+    rule = {"model": "spare", "priced_as": "fallback"}
+    await stage.operate("POST", "/models/m", json={"deployments": [], "fallback": rule})
+    await stage.operate("POST", "/price_books", json={"id": "night", "parent": "default"})
+    for model in ("m", "spare"):
+        for meter, price in PRICES.items():
+            half = str(float(price) / 2)
+            row = {"book": "night", "model": model, "meter": meter, "currency": "USD", "price_per_million": half}
+            await stage.operate("POST", "/prices", json=row | {"effective_from": ALWAYS})
+    await stage.operate("POST", "/price_books/default", json={"batch_book": "night"})
+    await desk.ended(await desk.create(jsonl(task("one"))))
+    [charge] = await stage.charges(desk.tenant, 1)
+    assert charge["model"] == "spare"
+    assert parse_amount(charge["amount"]["amount"], "USD") == 5 * 75 + 2 * 300
+
+
 @pytest.mark.parametrize(
     ("lines", "faults"),
     [

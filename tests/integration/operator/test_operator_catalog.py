@@ -66,6 +66,11 @@ URLS: dict[str, str] = {
     "a link-local address": "http://[fe80::1]",
     "no address": "http://0.0.0.0:80",
     "half an address": "http://[::1",
+    "an empty part of a name": "http://a..b",
+    "a part of a name that is too long": f"http://{'a' * 64}.example",
+    "a name in Punycode that is none": "http://xn--a",
+    "the metadata address as one number": "http://2852039166",
+    "the metadata address in hexadecimal": "http://0xa9.0xfe.0xa9.0xfe",
 }
 
 

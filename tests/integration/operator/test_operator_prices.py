@@ -255,6 +255,10 @@ LINES: dict[str, tuple[str, str]] = {
         "default,tiny,output,USD,unit,1,,,,2026-01-01T10:00:00,",
         "Line 3: effective_from is a date or an instant with its zone",
     ),
+    "a time before the year 1": (
+        "default,tiny,output,USD,unit,1,,,,0001-01-01T00:00:00+14:00,",
+        "Line 3: effective_from is a date or an instant with its zone",
+    ),
     "over before it begins": (
         "default,tiny,output,USD,unit,1,,,,2026-03-01,2026-02-01",
         "Line 3: effective_to must be later than effective_from.",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from billing.store.catalog import DeploymentPlan, add_deployment
 from gateway.embedded.llamacpp import LlamaCpp
 from models.catalog import Catalog, OrganizationRouting, PricedAs, Window
 from tests.integration.operator.world import World, refusal
@@ -108,6 +110,34 @@ async def test_an_alias_outlives_a_disabled_target(world: World) -> None:
     assert refusal(await world.post("/aliases/chat", {"targets": both}))[:2] == (400, "targets")
 
 
+async def test_an_alias_has_also_the_prices_that_are_still_to_come(world: World, clock: MovableClock) -> None:
+    await world.model()
+    for days, price in ((0, "0.15"), (30, "0.20")):
+        start = clock.now() + timedelta(days=days)
+        assert (await world.price(price_per_million=price, effective_from=start.isoformat())).status_code == 200
+    await world.made("/aliases", {"id": "chat", "targets": [{"model": "tiny"}], "prices_of": "tiny"})
+    for days, expected in ((0, 150_000), (31, 200_000)):
+        rates = catalog(world).rates("default", "USD", "chat", clock.now() + timedelta(days=days))
+        assert rates is not None, "an alias that has a price today has one in a month"
+        assert rates.input == expected
+
+
+async def test_a_move_to_where_an_alias_is_keeps_the_way_back(world: World) -> None:
+    alias = await two_versions(world)
+    everybody = {"targets": [{"model": "small", "weight": 1}]}
+    moved = await world.made("/aliases/chat", everybody)
+    assert await world.made("/aliases/chat", everybody) == moved
+    assert (await world.made("/aliases/chat", {"back": True}))["targets"] == alias["targets"]
+
+
+async def test_nobody_moves_to_a_model_whose_backends_are_disabled(world: World) -> None:
+    await two_versions(world)
+    await world.made("/backends/on-small", {"disabled": True})
+    response = await world.post("/aliases/chat", {"targets": [{"model": "small", "weight": 1}]})
+    assert refusal(response)[:2] == (400, "targets")
+    await world.made("/aliases/chat", {"targets": [{"model": "tiny"}, {"model": "small", "weight": 0}]})
+
+
 # Fallbacks -----------------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +206,25 @@ async def test_what_no_maintenance_can_be(world: World, clock: MovableClock) -> 
     assert await world.count("maintenance") == 0
 
 
+async def test_maintenance_that_is_over_has_taken_place(world: World, clock: MovableClock) -> None:
+    await world.model()
+    start = clock.now()
+    times = {"starts_at": start.isoformat(), "ends_at": (start + timedelta(hours=1)).isoformat()}
+    planned = await world.made("/maintenance", {"backend": "on-tiny", **times})
+    clock.move(timedelta(hours=2))
+    assert refusal(await world.post(f"/maintenance/{planned['id']}/cancel"))[0] == 409
+    [listed] = (await world.shown("/maintenance"))["data"]
+    assert (listed["state"], listed["cancelled_at"]) == ("over", None)
+
+
+async def test_moments_at_the_ends_of_time_are_refused(world: World) -> None:
+    await world.model()
+    for moment in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        body = {"backend": "on-tiny", "starts_at": moment, "ends_at": "2030-01-01T00:00:00Z"}
+        assert refusal(await world.post("/maintenance", body))[:2] == (422, "starts_at")
+        assert refusal(await world.get("/prices", at=moment))[:2] == (422, "at")
+
+
 # Organizations -------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +256,15 @@ async def test_prices_are_published_as_stated_costs_and_a_markup(world: World) -
     assert {each["id"] for each in (await world.shown("/prices", model="tiny"))["data"]} == {
         each["id"] for each in published["data"]
     }
+
+
+async def test_a_markup_makes_no_price_that_could_not_be_published(world: World) -> None:
+    await world.model()
+    for cost in ("9" * 10, "9" * 12):
+        body = {"model": "tiny", "markup_ppm": 100_000_000, "costs": {"input": cost}}
+        status, _, message = refusal(await world.post("/prices/markup", body))
+        assert (status, message.startswith("This price is larger")) == (400, True), message
+    assert await world.count("price_version") == 0
 
 
 async def test_prices_are_published_as_known_costs_and_a_markup(world: World, clock: MovableClock) -> None:
@@ -272,6 +330,23 @@ async def test_a_provider_is_asked_under_its_own_path_and_with_our_credential(wo
     assert (model["context_length"], model["capabilities"]) == (131072, ["vision"])
     for prefix in ("v1", "/a/../b", "/a b", "/a?x", "/%2e%2e", "/"):
         assert (await world.post("/backends", body | {"name": "x", "path_prefix": prefix})).status_code == 422, prefix
+
+
+async def test_a_deployment_is_taken_once_by_two_who_take_it_together(world: World) -> None:
+    await world.model()
+    backend = await world.made("/backends", {"name": "gpu", "kind": "vllm", "url": "http://127.0.0.1:9"})
+    plan, engine, now = DeploymentPlan(UUID(backend["id"]), "tiny"), world.parts.engine, world.parts.clock.now()
+
+    async def take() -> bool:
+        async with engine.begin() as connection:
+            return await add_deployment(connection, "tiny", plan, now)
+
+    async with engine.begin() as first:
+        assert await add_deployment(first, "tiny", plan, now)
+        second = asyncio.create_task(take())
+        await asyncio.wait({second}, timeout=0.3)
+    assert await second is False
+    assert [each["backend"] for each in (await world.shown("/models/tiny"))["deployments"]] == ["on-tiny", "gpu"]
 
 
 @pytest.mark.parametrize("answer", [None, [], {"data": None}, {"data": "x"}])

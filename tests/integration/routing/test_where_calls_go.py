@@ -270,6 +270,24 @@ async def test_who_may_go_nowhere_is_told_so(town: Town) -> None:
         assert calls(one) == []
 
 
+async def test_counting_stays_in_its_region_and_reserved_capacity_is_its_owners(town: Town, tenant: Tenant) -> None:
+    bound = await town.stage.tenant()
+    await town.stage.operate("POST", f"/organizations/{bound.organization_id}/routing", json={"regions": ["eu"]})
+    count = well(answer(200, b'{"count": 14, "max_model_len": 99, "tokens": [1]}'))
+    async with scripted_backend(count) as reserved, scripted_backend(count) as shared, scripted_backend(count) as own:
+        model = await town.model(
+            {"backend": await town.backend(reserved, kind="vllm"), "pool": "acme"},
+            {"backend": await town.backend(shared, kind="vllm")},
+            {"backend": await town.backend(own, kind="vllm", region="eu")},
+        )
+        url = f"{town.stage.base_url}/v1/messages/count_tokens"
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+        for one, anywhere in ((bound, 0), (tenant, 1)):
+            reply = await town.stage.client.post(url, json=body, headers=one.headers)
+            assert reply.json() == {"input_tokens": 14, "is_estimate": False}
+            assert (len(calls(reserved)), len(calls(own)) >= 1, len(calls(shared)) <= anywhere) == (0, True, True)
+
+
 # Conversations, adapters, providers ----------------------------------------------------------------------------------
 
 
@@ -312,6 +330,22 @@ async def test_a_provider_is_called_under_its_path_with_our_credential_at_a_mark
         assert parse_amount(receipt["amount"]["amount"], "USD") == 5 * 1_200 + 2 * 2_400
 
 
+async def test_a_long_prompt_at_a_provider_that_tells_no_context_is_charged_in_full(town: Town, tenant: Tenant) -> None:
+    long = stream(said("hello", finish="stop"), usage(20_000, 2), DONE)
+    listing = answer(200, b'{"data": [{"id": "untold"}]}')
+
+    async def provider(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await (long if asked.body is not None else listing)(asked, writer)
+
+    async with scripted_backend(provider) as one:
+        body = {"name": "untold", "url": one.url, "kind": "openai", "create_models": True}
+        await town.stage.operate("POST", "/backends", json=body)
+        await town.stage.price("untold")
+        receipt = await town.receipt(tenant, await town.chat(tenant, "untold", "many words " * 10_000))
+        assert (receipt["input_tokens"], receipt["flags"]) == (20_000, [])
+        assert parse_amount(receipt["amount"]["amount"], "USD") == 20_000 * 150 + 2 * 600
+
+
 # What developers see -------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +380,19 @@ async def test_a_developer_sees_limits_prices_and_aliases(town: Town, tenant: Te
         assert one_alone.json() == alias
         await town.stage.operate("POST", f"/aliases/{model}-any", json={"disabled": True})
         assert (await town.stage.client.get(f"{url}/{model}-any", headers=tenant.headers)).status_code == 404
+
+
+async def test_a_developer_sees_what_a_fallback_serves(town: Town, tenant: Tenant) -> None:
+    async with scripted_backend(well()) as one:
+        spare = await town.model({"backend": await town.backend(one)})
+        model = await town.model(fallback={"model": spare})
+        assert (await town.chat(tenant, model)).status_code == 200
+        shown = await town.stage.client.get(f"{town.stage.base_url}/v1/models/{model}", headers=tenant.headers)
+        assert (shown.status_code, shown.json()["id"]) == (200, model)
+        bound = await town.stage.tenant(models=[model])
+        assert (await town.chat(bound, model)).status_code == 503
+        shown = await town.stage.client.get(f"{town.stage.base_url}/v1/models/{model}", headers=bound.headers)
+        assert shown.status_code == 404, "the key may not call what would serve"
 
 
 async def test_nobody_listens_and_another_deployment_serves(town: Town, tenant: Tenant) -> None:
