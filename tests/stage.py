@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,11 +166,14 @@ class Stage:
     async def charges(self, tenant: Tenant, count: int) -> list[dict[str, Any]]:
         """All charges of a tenant, once there are `count` of them in Postgres."""
 
-        async def booked() -> list[dict[str, Any]] | None:
-            found = await self.listed(tenant)
-            return found if len(found) >= count else None
+        charges: list[dict[str, Any]] = []
 
-        charges: list[dict[str, Any]] = await eventually(booked)
+        async def are_booked() -> bool:
+            charges[:] = await self.listed(tenant)
+            return len(charges) >= count
+
+        with suppress(AssertionError):
+            await eventually(are_booked)
         assert len(charges) == count
         return charges
 

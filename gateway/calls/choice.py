@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from billing.admission import permit
+from billing.admission import permit, permit_endpoint
 from billing.pricing import ceiling
 from gateway.backends import DIALECTS
 from gateway.routing import caller_key, prefix_of, targets_for
@@ -18,6 +18,7 @@ from models.account import Principal
 from models.call import CallRequest, HoldRequest
 from models.catalog import Catalog, Deployment, Model, PricedAs, Rates
 from models.errors import InvalidRequest, NotPermitted, Unavailable
+from models.money import Units
 from models.values import value
 
 MAX_ATTEMPTS: Final = 3
@@ -46,7 +47,12 @@ class Leg:
 
     def is_covered(self, hold: HoldRequest) -> bool:
         """Whether a hold is enough for this leg, too: not where it was made smaller since money was short."""
-        return ceiling(hold.input_bound, hold.output_bound, self.rates) <= hold.amount
+        return self.most(hold) <= hold.amount
+
+    def most(self, hold: HoldRequest) -> Units:
+        """The highest possible price of the call, if this model serves it."""
+        bounds = hold.input_bound, hold.output_bound
+        return ceiling(*bounds, self.rates, hold.images_bound, hold.audio_seconds_bound)
 
 
 @value
@@ -67,16 +73,30 @@ class Choice:
     reserve: Reserve | None = None
     legs: Mapping[str, Leg] | None = None
 
+    @property
+    def roomiest(self) -> Model:
+        """The model with the longest context of those that may serve the call: no prompt and no answer is longer."""
+        if self.legs is None:
+            return self.model
+        return max((leg.model for leg in self.legs.values()), key=lambda model: model.context_length)
+
     def hold(self, request: HoldRequest) -> HoldRequest:
         """The hold of the call, large enough for whichever model serves it."""
         if self.legs is None:
             return request
-        most = max(ceiling(request.input_bound, request.output_bound, leg.rates) for leg in self.legs.values())
+        most = max(leg.most(request) for leg in self.legs.values())
         return request if most <= request.amount else replace(request, amount=most)
 
 
 def choose(
-    catalog: Catalog, offer: Model, rates: Rates, principal: Principal, request: CallRequest, now: datetime
+    catalog: Catalog,
+    offer: Model,
+    rates: Rates,
+    principal: Principal,
+    request: CallRequest,
+    now: datetime,
+    *,
+    is_batch: bool = False,
 ) -> Choice:
     """Where a call of `offer`, which is sold to the caller at `rates`, may go.
 
@@ -87,7 +107,10 @@ def choose(
     if model.fallback is None:
         deployments = able(open_ones, request)
         return Choice(model, deployments, _prefix(request) if len(deployments) > 1 else None)
-    return _with_fallback(catalog, offer, model, rates, principal, request, now)
+    rates_of = catalog.batch_rates if is_batch else catalog.rates
+    own = rates_of(principal.price_book, principal.currency, model.fallback.model, now)
+    leg = _fallback_leg(catalog, offer, model, rates, own, principal, request)
+    return _with_fallback(catalog, offer, model, leg, rates, principal, request)
 
 
 def able(deployments: Sequence[Deployment], request: CallRequest) -> tuple[Deployment, ...]:
@@ -121,12 +144,11 @@ def _with_fallback(
     catalog: Catalog,
     offer: Model,
     model: Model,
+    leg: Leg | None,
     rates: Rates,
     principal: Principal,
     request: CallRequest,
-    now: datetime,
 ) -> Choice:
-    leg = _fallback_leg(catalog, offer, model, rates, principal, now)
     spare = () if leg is None else _able_or_none(catalog, leg.model, principal, request)
     try:
         deployments = able(catalog.deployments(model, principal.organization_id), request)
@@ -143,10 +165,16 @@ def _with_fallback(
 
 
 def _fallback_leg(
-    catalog: Catalog, offer: Model, model: Model, rates: Rates, principal: Principal, now: datetime
+    catalog: Catalog,
+    offer: Model,
+    model: Model,
+    rates: Rates,
+    own: Rates | None,
+    principal: Principal,
+    request: CallRequest,
 ) -> Leg | None:
-    """How the fallback would serve the call; None where the key may not call it, or where it has no price of its own
-    and needs one."""
+    """How the fallback would serve the call; None where the key may not call it, or where it needs a price of its own
+    for such a call and `own` has none."""
     assert model.fallback is not None, "asked for a model that has one"
     spare = catalog.models.get(model.fallback.model)
     if spare is None:
@@ -157,8 +185,13 @@ def _fallback_leg(
         return None
     if model.fallback.priced_as is PricedAs.REQUESTED:
         return Leg(spare, offer.id, rates, is_fallback=True)
-    own = catalog.rates(principal.price_book, principal.currency, spare.id, now)
-    return None if own is None else Leg(spare, spare.id, own, is_fallback=True)
+    if own is None:
+        return None
+    try:
+        permit_endpoint(request, own)
+    except InvalidRequest:
+        return None
+    return Leg(spare, spare.id, own, is_fallback=True)
 
 
 def _able_or_none(catalog: Catalog, model: Model, principal: Principal, request: CallRequest) -> tuple[Deployment, ...]:

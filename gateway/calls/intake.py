@@ -246,8 +246,8 @@ class _Arrival:
             request.end_user,
             self.is_batch,
         )
-        choice = choose(catalog, model, rates, principal, request, self.now)
-        hold = choice.hold(hold_request(request, origin, principal, choice.model, rates))
+        choice = choose(catalog, model, rates, principal, request, self.now, is_batch=self.is_batch)
+        hold = choice.hold(hold_request(request, origin, principal, choice.roomiest, rates))
         epoch = parts.catalog.epochs.get(principal.shard)
         if epoch is None:
             raise Unavailable("The ledger is being rebuilt. Nothing was charged; try again.")

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from billing.admission import hold_request
+from billing.admission import TEMPLATE_ALLOWANCE_TOKENS, hold_request
 from billing.pricing import ceiling
 from gateway.calls.choice import Choice, choose
 from models.account import Principal
@@ -253,3 +253,27 @@ def test_a_fallback_at_its_own_price_is_covered_with_its_images_and_sounds() -> 
     hold = choice.hold(hold_request(request, origin(), PRINCIPAL, choice.model, RATES))
     assert hold.amount >= ceiling(hold.input_bound, hold.output_bound, choice.legs["spare"].rates, images=3)
     assert not choice.legs["spare"].is_covered(replace(hold, amount=Units(hold.amount - 1)))
+
+
+def test_a_fallback_with_a_longer_context_is_held_for_at_its_own_length() -> None:
+    deployments = at(1, kind=BackendKind.OPENAI), at(5, kind=BackendKind.OPENAI, model="spare")
+    models = {
+        "m": sold(deployments[0], fallback=Fallback("spare", PricedAs.REQUESTED)),
+        "spare": replace(sold(deployments[1], id="spare"), context_length=32_768),
+    }
+    request = chat_request(input_bound=20_000)
+    choice = chosen(Catalog(models, {}), request=request)
+    hold = choice.hold(hold_request(request, origin(), PRINCIPAL, choice.roomiest, RATES))
+    assert hold.input_bound == 20_000 + TEMPLATE_ALLOWANCE_TOKENS
+
+
+def test_no_fallback_serves_what_it_is_not_sold_for() -> None:
+    image = PriceVersion(UUID(int=99), "default", "spare", Meter.IMAGE, "USD", MilliUnits(20_000_000_000), NOW, None)
+    models = {
+        "m": sold(at(1, kind=BackendKind.OPENAI), fallback=Fallback("spare", PricedAs.FALLBACK)),
+        "spare": sold(at(5, kind=BackendKind.OPENAI, model="spare"), id="spare"),
+    }
+    catalog = Catalog(models, {("default", "USD", "spare"): (image,)})
+    assert chosen(catalog, request=chat_request()).legs is None
+    pictures = chat_request(endpoint=Endpoint.IMAGES, body={"prompt": "a cat"}, images_bound=1)
+    assert chosen(catalog, request=pictures).legs is not None
