@@ -38,7 +38,9 @@ def _metadata(param: str, value: Any) -> Any:
     """An object; `user_id` is kept with the receipt."""
     if not isinstance(value, dict) or not isinstance(value.get("user_id") or "", str):
         raise wrong(param, "must be an object with user_id")
-    return parameters.string()(f"{param}.user_id", value.get("user_id") or "")
+    user = value.get("user_id") or ""
+    parameters.end_user(f"{param}.user_id", user)
+    return user
 
 
 def _thinking(param: str, value: Any) -> Any:

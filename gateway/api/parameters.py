@@ -324,8 +324,11 @@ def text_count(value: Any) -> int:
 
 
 def end_user(param: str, value: Any) -> Any:
-    """Text of at most 512 characters: the caller's own user. Kept with the receipt, not sent to the engine."""
+    """Text of at most 512 characters, none of them NUL: the caller's own user. Kept with the receipt, not sent on."""
     string()(param, value)
+    if "\0" in value:
+        # Postgres keeps none in a text, so the charge could never be booked.
+        raise wrong(param, "must be text without NUL characters")
     return DROP
 
 

@@ -115,8 +115,8 @@ RESPONSES: Final[Mapping[str, Check]] = {
     "store": boolean,
     "previous_response_id": _ID,
     "metadata": _metadata,
-    "user": parameters.string(),
-    "safety_identifier": parameters.string(),
+    "user": parameters.end_user,
+    "safety_identifier": parameters.end_user,
     "prompt_cache_key": dropped(parameters.string()),
     "prompt_cache_retention": dropped(parameters.string(32)),
     "prompt_cache_options": dropped(parameters.mapping),
@@ -158,7 +158,7 @@ def read(
         body,
         stream=kept.get("stream", False),
         max_output_tokens=kept.get("max_output_tokens"),
-        end_user=kept.get("user") or kept.get("safety_identifier"),
+        end_user=decoded.get("user") or decoded.get("safety_identifier"),
         echo=_echo(kept, decoded),
         stored_input=items if kept.get("store") else None,
     )
@@ -177,7 +177,7 @@ def _echo(kept: Mapping[str, Any], decoded: Mapping[str, Any]) -> dict[str, Any]
         "previous_response_id": kept.get("previous_response_id"),
         "prompt_cache_key": decoded.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
-        "safety_identifier": kept.get("safety_identifier"),
+        "safety_identifier": decoded.get("safety_identifier"),
         "service_tier": "default",
         "store": bool(kept.get("store")),
         "temperature": kept.get("temperature", 1),
@@ -187,7 +187,7 @@ def _echo(kept: Mapping[str, Any], decoded: Mapping[str, Any]) -> dict[str, Any]
         "top_logprobs": kept.get("top_logprobs", 0),
         "top_p": kept.get("top_p", 1),
         "truncation": "disabled",
-        "user": kept.get("user"),
+        "user": decoded.get("user"),
     }
 
 

@@ -116,6 +116,33 @@ NAMES = st.sampled_from(
 )  # fmt: skip
 
 
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        pytest.param(Endpoint.CHAT_COMPLETIONS, {"messages": HI}, id="chat"),
+        pytest.param(Endpoint.COMPLETIONS, {"prompt": "hi"}, id="completions"),
+        pytest.param(Endpoint.EMBEDDINGS, {"input": "hi"}, id="embeddings"),
+        pytest.param(Endpoint.RESPONSES, {"input": "hi"}, id="responses"),
+        pytest.param(Endpoint.MESSAGES, {"messages": HI, "max_tokens": 5}, id="messages"),
+        pytest.param(Endpoint.RERANK, {"query": "hi", "documents": ["a"]}, id="rerank"),
+        pytest.param(Endpoint.MODERATIONS, {"input": "hi"}, id="moderations"),
+        pytest.param(Endpoint.IMAGES, {"prompt": "hi"}, id="images"),
+    ],
+)
+def test_an_end_user_is_text_that_a_receipt_can_hold(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    def named(user: str) -> bytes:
+        field = {"metadata": {"user_id": user}} if endpoint is Endpoint.MESSAGES else {"user": user}
+        return json.dumps({"model": "m", **body, **field}).encode()
+
+    assert parse(endpoint, named("ann")).end_user == "ann"
+    with pytest.raises(InvalidRequest) as caught:
+        parse(endpoint, named("a\0b"))
+    assert caught.value.param in ("user", "metadata.user_id")
+
+
 @given(
     st.sampled_from([endpoint for endpoint in Endpoint if not endpoint.hears]), st.dictionaries(NAMES, JSON, max_size=6)
 )
