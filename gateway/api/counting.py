@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -184,13 +184,15 @@ class Asked:
         return read(endpoint, body, self.size, media_hosts=self.parts.settings.media_hosts)
 
     def model(self, name: str) -> Model:
-        """The model, which must be sold to the caller; behind an alias the one that would serve its next call."""
+        """The model, which must be sold to the caller, with the deployments that may have its calls; behind an alias
+        the one that would serve its next call.
+        """
         model, caller, catalog = sold_model(self.caller, self.parts, name), self.caller, self.parts.catalog.current
-        if not model.targets:
-            return model
         key = caller_key(caller.organization_id, caller.api_key_id, None)
-        targets = [catalog.models[target] for target in targets_for(model.targets, key)]
-        return next((each for each in targets if catalog.deployments(each, caller.organization_id)), targets[0])
+        models = [catalog.models[target] for target in targets_for(model.targets, key)] if model.targets else [model]
+        # What is counted is as secret as what is called: it goes where a call would.
+        open_to = [replace(each, deployments=catalog.deployments(each, caller.organization_id)) for each in models]
+        return next((each for each in open_to if each.deployments), open_to[0])
 
 
 def _permit(caller: Principal, path: str, counted: Collection[Endpoint]) -> None:
