@@ -50,6 +50,7 @@ def _tools(param: str, value: Any) -> Any:
     for index, tool in enumerate(objects_in(value, param, parameters.MAX_TOOLS)):
         if tool.get("type") != "function":
             raise wrong(f"{param}[{index}].type", f"is not supported: {_HOSTED}")
+        text_in(tool.get("name"), f"{param}[{index}].name")
     return value
 
 

@@ -134,6 +134,16 @@ def test_the_history_comes_before_the_input_and_is_bounded_with_it() -> None:
         ),
         pytest.param(Endpoint.RESPONSES, {"input": "x", "background": True}, "background", id="background"),
         pytest.param(
+            Endpoint.RESPONSES,
+            {
+                "input": "x",
+                "tools": [{"type": "function", "name": ["f"]}],
+                "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+            },
+            "tools[0].name",
+            id="a name that is no text, where only some tools are allowed",
+        ),
+        pytest.param(
             Endpoint.RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", id="reference"
         ),
         pytest.param(
