@@ -29,10 +29,7 @@ def chat_call(
     stored_input: list[Any] | None = None,
 ) -> CallRequest:
     """The call of a conversation whose chat is `body`; its input is bounded by the bytes of that."""
-    try:
-        size = len(_encode(body))
-    except (OverflowError, RecursionError, ValueError) as error:
-        raise InvalidRequest(f"The body holds a value that no backend can take: {error}") from None
+    size = size_of(body)
     return CallRequest(
         endpoint,
         model,
@@ -45,6 +42,14 @@ def chat_call(
         echo=echo,
         stored_input=stored_input,
     )
+
+
+def size_of(value: Any) -> int:
+    """Bytes of a part of a body as JSON, or an error where it holds what JSON cannot."""
+    try:
+        return len(_encode(value))
+    except (OverflowError, RecursionError, ValueError) as error:
+        raise InvalidRequest(f"The body holds a value that no backend can take: {error}") from None
 
 
 def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -12,6 +12,8 @@ from models.call import CallRequest, Endpoint
 from models.errors import InvalidRequest
 
 _KEPT_INCLUDES: Final = frozenset({"message.output_text.logprobs", "reasoning.encrypted_content"})
+MAX_KEPT_BYTES: Final = 20_000_000
+"""Each turn is kept with all before it, and read again for the next. A first turn is as long as its body at most."""
 _HOSTED: Final = "hosted tools do not run here; only tools of type function, which your program runs"
 
 
@@ -143,6 +145,10 @@ def read(
     items = [*history, *([{"type": "message", "role": "user", "content": own}] if isinstance(own, str) else own)]
     if len(items) > parameters.MAX_MESSAGES:
         raise wrong("input", f"may make a conversation of at most {parameters.MAX_MESSAGES} items")
+    if history and kept.get("store") and conversations.size_of(items) > MAX_KEPT_BYTES:
+        raise wrong(
+            "store", f"would keep a conversation of more than {MAX_KEPT_BYTES} bytes; begin a new one, or leave it out"
+        )
     messages = _messages(items, len(history), media_hosts)
     if not messages:
         raise wrong("input", "must hold a message")

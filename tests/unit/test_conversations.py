@@ -126,6 +126,18 @@ def test_the_history_comes_before_the_input_and_is_bounded_with_it() -> None:
     assert request.stored_input == [*history, {"type": "message", "role": "user", "content": "hi"}]
 
 
+def test_a_conversation_that_is_kept_grows_no_further_than_a_body() -> None:
+    # Thoughts reach no backend, so that no context bounds them, and nobody pays for them.
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "x" * 8_000_000}]}
+    body = {"model": "m", "input": [thought, {"role": "user", "content": "hi"}], "store": True}
+    kept = read(Endpoint.RESPONSES, body, 1, [thought]).stored_input
+    assert kept is not None
+    with pytest.raises(InvalidRequest) as caught:
+        read(Endpoint.RESPONSES, body, 1, kept)
+    assert caught.value.param == "store"
+    assert read(Endpoint.RESPONSES, body | {"store": False}, 1, kept).stored_input is None
+
+
 @pytest.mark.parametrize(
     ("endpoint", "body", "param"),
     [
