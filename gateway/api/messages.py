@@ -103,6 +103,8 @@ MESSAGES: Final[Mapping[str, Check]] = {
     "output_config": _output_config,
     "cache_control": parameters.dropped(parameters.mapping),
     "service_tier": only("auto", "standard_only", why="there is one tier"),
+    "speed": only("standard", why="there is one speed"),
+    "diagnostics": refused("the cache is the engine's own; usage tells what was read from it"),
     "container": refused("there are none here"),
     "mcp_servers": refused(_SERVER_TOOLS),
     "context_management": refused("send a shorter conversation"),

@@ -374,7 +374,7 @@ CHAT: Final[Mapping[str, Check]] = {
     "tool_choice": tool_choice,
     "parallel_tool_calls": boolean,
     "response_format": response_format,
-    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "verbosity": dropped(one_of("low", "medium", "high")),
     "metadata": metadata,
     "store": only(False, why="answers are not kept here"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.shared_params import ReasoningEffort
 
 from billing.admission import TEMPLATE_ALLOWANCE_TOKENS, bounds
 from gateway.api.requests import parse
@@ -114,6 +115,13 @@ NAMES = st.sampled_from(
      "response_format", "tool_choice", "stream", "user", "metadata", "logprobs", "modalities", "text", "reasoning",
      "system", "instructions", "include", "stop_sequences", "thinking", "output_config", "previous_response_id"]
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("effort", get_args(get_args(ReasoningEffort)[0]))
+def test_every_effort_that_the_client_knows_is_taken(effort: str) -> None:
+    assert parse(Endpoint.CHAT_COMPLETIONS, chat(reasoning_effort=effort)).body["reasoning_effort"] == effort
+    response = json.dumps({"model": "m", "input": "hi", "reasoning": {"effort": effort}}).encode()
+    assert parse(Endpoint.RESPONSES, response).body["reasoning_effort"] == effort
 
 
 HI = [{"role": "user", "content": "hi"}]
