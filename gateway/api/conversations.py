@@ -109,9 +109,17 @@ def with_system(messages: list[dict[str, Any]], instructions: str | None) -> lis
     """A chat that begins with one system message: many templates take no other, and none later."""
     texts = [instructions] if instructions else []
     rest = list(messages)
-    while rest and rest[0]["role"] == "system" and isinstance(rest[0]["content"], str):
-        texts.append(rest.pop(0)["content"])
+    while rest and rest[0]["role"] == "system" and (said := _texts(rest[0]["content"])) is not None:
+        texts += said
+        del rest[0]
     return [{"role": "system", "content": "\n\n".join(texts)}, *rest] if texts else rest
+
+
+def _texts(content: str | list[dict[str, Any]]) -> list[str] | None:
+    """The texts of a message; None where it holds anything else."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content] if all(part["type"] == "text" for part in content) else None
 
 
 def add_tool_call(messages: list[dict[str, Any]], call_id: str, name: str, arguments: str) -> None:

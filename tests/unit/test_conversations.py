@@ -43,6 +43,23 @@ def responses(**body: Any) -> CallRequest:
         ),
         pytest.param(
             {
+                "instructions": "be kind",
+                "input": [
+                    {
+                        "role": "developer",
+                        "content": [
+                            {"type": "input_text", "text": "be brief"},
+                            {"type": "input_text", "text": "be true"},
+                        ],
+                    },
+                    {"role": "user", "content": "hi"},
+                ],
+            },
+            [{"role": "system", "content": "be kind\n\nbe brief\n\nbe true"}, {"role": "user", "content": "hi"}],
+            id="and so do the parts of a developer's message",
+        ),
+        pytest.param(
+            {
                 "input": [
                     {"type": "reasoning", "id": "rs", "summary": []},
                     {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
