@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from datetime import datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -49,13 +50,14 @@ async def claim_call(
     if row is None:
         # Given up this very moment.
         raise Conflict(_RUNS)
-    if row.ended_at is None and await _is_void(connection, row, now, longest_call):
+    is_over = row.ended_at is not None or row.created_at <= now - longest_call
+    if is_over and row.ended_at is None and not await _is_charged(connection, row.call_id):
         # Its process died before it was charged for anything.
         await connection.execute(update(call_answer).where(*_is(claim)).values(fresh))
         return None
     if not hmac.compare_digest(row.request_digest, claim.request_digest):
         raise Conflict("This Idempotency-Key was used for another request. Use a new key for a new request.")
-    if row.ended_at is None:
+    if not is_over:
         raise Conflict(_RUNS)
     if row.body is None:
         raise Conflict(
@@ -86,11 +88,9 @@ async def drop_old_answers(connection: AsyncConnection, now: datetime) -> None:
     await connection.execute(delete(call_answer).where(call_answer.c.created_at < now - LIFETIME))
 
 
-async def _is_void(connection: AsyncConnection, row: Any, now: datetime, longest_call: timedelta) -> bool:
-    if row.created_at > now - longest_call:
-        return False
-    charged = select(charge.c.call_id).where(charge.c.call_id == row.call_id)
-    return (await connection.execute(charged)).one_or_none() is None
+async def _is_charged(connection: AsyncConnection, call_id: UUID) -> bool:
+    charged = select(charge.c.call_id).where(charge.c.call_id == call_id)
+    return (await connection.execute(charged)).one_or_none() is not None
 
 
 def _is(claim: CallClaim) -> tuple[Any, Any]:

@@ -29,10 +29,7 @@ def chat_call(
     stored_input: list[Any] | None = None,
 ) -> CallRequest:
     """The call of a conversation whose chat is `body`; its input is bounded by the bytes of that."""
-    try:
-        size = len(_encode(body))
-    except (OverflowError, RecursionError, ValueError) as error:
-        raise InvalidRequest(f"The body holds a value that no backend can take: {error}") from None
+    size = size_of(body)
     return CallRequest(
         endpoint,
         model,
@@ -45,6 +42,14 @@ def chat_call(
         echo=echo,
         stored_input=stored_input,
     )
+
+
+def size_of(value: Any) -> int:
+    """Bytes of a part of a body as JSON, or an error where it holds what JSON cannot."""
+    try:
+        return len(_encode(value))
+    except (OverflowError, RecursionError, ValueError) as error:
+        raise InvalidRequest(f"The body holds a value that no backend can take: {error}") from None
 
 
 def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -104,9 +109,17 @@ def with_system(messages: list[dict[str, Any]], instructions: str | None) -> lis
     """A chat that begins with one system message: many templates take no other, and none later."""
     texts = [instructions] if instructions else []
     rest = list(messages)
-    while rest and rest[0]["role"] == "system" and isinstance(rest[0]["content"], str):
-        texts.append(rest.pop(0)["content"])
+    while rest and rest[0]["role"] == "system" and (said := _texts(rest[0]["content"])) is not None:
+        texts += said
+        del rest[0]
     return [{"role": "system", "content": "\n\n".join(texts)}, *rest] if texts else rest
+
+
+def _texts(content: str | list[dict[str, Any]]) -> list[str] | None:
+    """The texts of a message; None where it holds anything else."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content] if all(part["type"] == "text" for part in content) else None
 
 
 def add_tool_call(messages: list[dict[str, Any]], call_id: str, name: str, arguments: str) -> None:

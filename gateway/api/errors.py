@@ -185,7 +185,10 @@ def request_id_of(scope: Scope) -> str:
 
 
 class RequestIds:
-    """ASGI middleware: every answer carries `x-request-id`, and `request.state.request_id` is the same id."""
+    """ASGI middleware: every answer carries `x-request-id`, and `request.state.request_id` is the same id.
+
+    Anthropic's SDKs read it in `request-id`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -197,12 +200,13 @@ class RequestIds:
             return
         # Never the client's own header: an id we did not make could forge log lines or collide with a call.
         request_id = request_id_of(scope).encode()
+        names = (b"x-request-id", b"request-id") if is_anthropic(scope["path"]) else (b"x-request-id",)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message.setdefault("headers", [])
-                if not any(name == b"x-request-id" for name, _ in headers):
-                    message["headers"] = [*headers, (b"x-request-id", request_id)]
+                present = {name for name, _ in headers}
+                message["headers"] = [*headers, *((name, request_id) for name in names if name not in present)]
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -38,7 +38,9 @@ def _metadata(param: str, value: Any) -> Any:
     """An object; `user_id` is kept with the receipt."""
     if not isinstance(value, dict) or not isinstance(value.get("user_id") or "", str):
         raise wrong(param, "must be an object with user_id")
-    return parameters.string()(f"{param}.user_id", value.get("user_id") or "")
+    user = value.get("user_id") or ""
+    parameters.end_user(f"{param}.user_id", user)
+    return user
 
 
 def _thinking(param: str, value: Any) -> Any:
@@ -101,6 +103,8 @@ MESSAGES: Final[Mapping[str, Check]] = {
     "output_config": _output_config,
     "cache_control": parameters.dropped(parameters.mapping),
     "service_tier": only("auto", "standard_only", why="there is one tier"),
+    "speed": only("standard", why="there is one speed"),
+    "diagnostics": refused("the cache is the engine's own; usage tells what was read from it"),
     "container": refused("there are none here"),
     "mcp_servers": refused(_SERVER_TOOLS),
     "context_management": refused("send a shorter conversation"),

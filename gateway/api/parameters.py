@@ -324,8 +324,11 @@ def text_count(value: Any) -> int:
 
 
 def end_user(param: str, value: Any) -> Any:
-    """Text of at most 512 characters: the caller's own user. Kept with the receipt, not sent to the engine."""
+    """Text of at most 512 characters, none of them NUL: the caller's own user. Kept with the receipt, not sent on."""
     string()(param, value)
+    if "\0" in value:
+        # Postgres keeps none in a text, so the charge could never be booked.
+        raise wrong(param, "must be text without NUL characters")
     return DROP
 
 
@@ -371,7 +374,7 @@ CHAT: Final[Mapping[str, Check]] = {
     "tool_choice": tool_choice,
     "parallel_tool_calls": boolean,
     "response_format": response_format,
-    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "verbosity": dropped(one_of("low", "medium", "high")),
     "metadata": metadata,
     "store": only(False, why="answers are not kept here"),

@@ -12,6 +12,8 @@ from models.call import CallRequest, Endpoint
 from models.errors import InvalidRequest
 
 _KEPT_INCLUDES: Final = frozenset({"message.output_text.logprobs", "reasoning.encrypted_content"})
+MAX_KEPT_BYTES: Final = 20_000_000
+"""Each turn is kept with all before it, and read again for the next. A first turn is as long as its body at most."""
 _HOSTED: Final = "hosted tools do not run here; only tools of type function, which your program runs"
 
 
@@ -50,6 +52,7 @@ def _tools(param: str, value: Any) -> Any:
     for index, tool in enumerate(objects_in(value, param, parameters.MAX_TOOLS)):
         if tool.get("type") != "function":
             raise wrong(f"{param}[{index}].type", f"is not supported: {_HOSTED}")
+        text_in(tool.get("name"), f"{param}[{index}].name")
     return value
 
 
@@ -115,8 +118,8 @@ RESPONSES: Final[Mapping[str, Check]] = {
     "store": boolean,
     "previous_response_id": _ID,
     "metadata": _metadata,
-    "user": parameters.string(),
-    "safety_identifier": parameters.string(),
+    "user": parameters.end_user,
+    "safety_identifier": parameters.end_user,
     "prompt_cache_key": dropped(parameters.string()),
     "prompt_cache_retention": dropped(parameters.string(32)),
     "prompt_cache_options": dropped(parameters.mapping),
@@ -142,6 +145,10 @@ def read(
     items = [*history, *([{"type": "message", "role": "user", "content": own}] if isinstance(own, str) else own)]
     if len(items) > parameters.MAX_MESSAGES:
         raise wrong("input", f"may make a conversation of at most {parameters.MAX_MESSAGES} items")
+    if history and kept.get("store") and conversations.size_of(items) > MAX_KEPT_BYTES:
+        raise wrong(
+            "store", f"would keep a conversation of more than {MAX_KEPT_BYTES} bytes; begin a new one, or leave it out"
+        )
     messages = _messages(items, len(history), media_hosts)
     if not messages:
         raise wrong("input", "must hold a message")
@@ -158,7 +165,7 @@ def read(
         body,
         stream=kept.get("stream", False),
         max_output_tokens=kept.get("max_output_tokens"),
-        end_user=kept.get("user") or kept.get("safety_identifier"),
+        end_user=decoded.get("user") or decoded.get("safety_identifier"),
         echo=_echo(kept, decoded),
         stored_input=items if kept.get("store") else None,
     )
@@ -177,7 +184,7 @@ def _echo(kept: Mapping[str, Any], decoded: Mapping[str, Any]) -> dict[str, Any]
         "previous_response_id": kept.get("previous_response_id"),
         "prompt_cache_key": decoded.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
-        "safety_identifier": kept.get("safety_identifier"),
+        "safety_identifier": decoded.get("safety_identifier"),
         "service_tier": "default",
         "store": bool(kept.get("store")),
         "temperature": kept.get("temperature", 1),
@@ -187,7 +194,7 @@ def _echo(kept: Mapping[str, Any], decoded: Mapping[str, Any]) -> dict[str, Any]
         "top_logprobs": kept.get("top_logprobs", 0),
         "top_p": kept.get("top_p", 1),
         "truncation": "disabled",
-        "user": kept.get("user"),
+        "user": decoded.get("user"),
     }
 
 

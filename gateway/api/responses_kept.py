@@ -104,8 +104,11 @@ async def _found(response_id: str, caller: Principal, parts: Parts) -> AnyRow:
 
 
 def _item(item: dict[str, Any], item_id: str) -> dict[str, Any]:
-    """An item as the API lists it: with an id, its type, and its content in parts."""
-    shown = {"id": item_id, "type": "message", **item}
+    """An item as the API lists it: with its type, its content in parts, and an id of ours.
+
+    A client's own may be there twice, and then no page would come after it.
+    """
+    shown = {"type": "message", **item, "id": item_id}
     if shown["type"] == "message":
         kind = "output_text" if shown.get("role") == "assistant" else "input_text"
         content = shown.get("content")

@@ -57,7 +57,8 @@ class Dialect:
                 param="response_format",
             )
         for param, why in self.refuses.items():
-            if param in request.body:
+            # To ignore these two values is to do as they say.
+            if param in request.body and request.body[param] is not False and request.body[param] != "auto":
                 raise InvalidRequest(f"'{param}' is not supported by this model's backend: {why}.", param=param)
         if request.n > self.max_choices:
             raise InvalidRequest(f"'n' may be at most {self.max_choices} with this model.", param="n")

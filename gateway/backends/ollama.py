@@ -15,7 +15,7 @@ OLLAMA = Dialect(
         "logprobs": "it is ignored",
         "top_logprobs": "it is ignored",
         "logit_bias": "it is ignored",
-        "tool_choice": "it is ignored",
+        "tool_choice": "all but auto is ignored",
         "dimensions": "it is ignored",
     },
 )

@@ -48,6 +48,7 @@ def body(**more: Any) -> bytes:
         pytest.param(b"x", {"content-encoding": "br"}, 415, id="D07 br"),
         pytest.param(body().replace(b"hi", b"\xff\xfe"), {}, 400, id="D08 invalid UTF-8"),
         pytest.param(body().replace(b"hi", b"\\ud800"), {}, 400, id="D08 a lone surrogate"),
+        pytest.param(body(user="a\0b"), {}, 400, id="D08 NUL, which no receipt can hold"),
         pytest.param(b"\xef\xbb\xbf" + body(), {}, 400, id="D08 a byte order mark"),
         pytest.param(body(), {"content-type": "text/plain"}, 415, id="D09 text"),
         pytest.param(

@@ -106,6 +106,15 @@ def test_a_limit_is_sent_where_the_engine_needs_one(kind: BackendKind) -> None:
 
 
 @pytest.mark.parametrize(
+    "more", [pytest.param({"tool_choice": "auto"}, id="auto"), pytest.param({"logprobs": False}, id="no logprobs")]
+)
+def test_what_asks_for_no_more_than_an_engine_does_anyway_is_taken(more: dict[str, Any]) -> None:
+    """The AI SDK says so with every tool."""
+    request = parse(Endpoint.CHAT_COMPLETIONS, json.dumps({**CHAT, **more}).encode())
+    DIALECTS[BackendKind.OLLAMA].check(request)
+
+
+@pytest.mark.parametrize(
     ("kind", "more", "param"),
     [
         pytest.param(BackendKind.OLLAMA, {"n": 2}, "n", id="Ollama answers one choice whatever n is"),

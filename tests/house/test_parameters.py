@@ -21,7 +21,7 @@ from tests.house import parameters
 ANTHROPIC = {
     "model", "messages", "max_tokens", "system", "stop_sequences", "stream", "temperature", "top_p", "top_k", "tools",
     "tool_choice", "metadata", "thinking", "service_tier", "container", "cache_control", "output_config",
-    "inference_geo", "mcp_servers", "context_management", "output_format",
+    "inference_geo", "speed", "diagnostics", "mcp_servers", "context_management", "output_format",
 }  # fmt: skip
 """Of the Messages API, whose client is not installed here; the last three are of its beta."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from billing.hot.entries import decode_charge, encode_charge
 from gateway.api.requests import parse, read
 from gateway.calls.commands import SendBody, SendError
 from gateway.calls.metering import OwnCount
@@ -40,6 +41,23 @@ def responses(**body: Any) -> CallRequest:
             },
             [{"role": "system", "content": "kind\n\nshort"}, {"role": "user", "content": "hi"}],
             id="instructions and a developer become one system message",
+        ),
+        pytest.param(
+            {
+                "instructions": "be kind",
+                "input": [
+                    {
+                        "role": "developer",
+                        "content": [
+                            {"type": "input_text", "text": "be brief"},
+                            {"type": "input_text", "text": "be true"},
+                        ],
+                    },
+                    {"role": "user", "content": "hi"},
+                ],
+            },
+            [{"role": "system", "content": "be kind\n\nbe brief\n\nbe true"}, {"role": "user", "content": "hi"}],
+            id="and so do the parts of a developer's message",
         ),
         pytest.param(
             {
@@ -126,6 +144,18 @@ def test_the_history_comes_before_the_input_and_is_bounded_with_it() -> None:
     assert request.stored_input == [*history, {"type": "message", "role": "user", "content": "hi"}]
 
 
+def test_a_conversation_that_is_kept_grows_no_further_than_a_body() -> None:
+    # Thoughts reach no backend, so that no context bounds them, and nobody pays for them.
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "x" * 8_000_000}]}
+    body = {"model": "m", "input": [thought, {"role": "user", "content": "hi"}], "store": True}
+    kept = read(Endpoint.RESPONSES, body, 1, [thought]).stored_input
+    assert kept is not None
+    with pytest.raises(InvalidRequest) as caught:
+        read(Endpoint.RESPONSES, body, 1, kept)
+    assert caught.value.param == "store"
+    assert read(Endpoint.RESPONSES, body | {"store": False}, 1, kept).stored_input is None
+
+
 @pytest.mark.parametrize(
     ("endpoint", "body", "param"),
     [
@@ -133,6 +163,16 @@ def test_the_history_comes_before_the_input_and_is_bounded_with_it() -> None:
             Endpoint.RESPONSES, {"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", id="hosted"
         ),
         pytest.param(Endpoint.RESPONSES, {"input": "x", "background": True}, "background", id="background"),
+        pytest.param(
+            Endpoint.RESPONSES,
+            {
+                "input": "x",
+                "tools": [{"type": "function", "name": ["f"]}],
+                "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+            },
+            "tools[0].name",
+            id="a name that is no text, where only some tools are allowed",
+        ),
         pytest.param(
             Endpoint.RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", id="reference"
         ),
@@ -417,3 +457,46 @@ def test_a_backend_that_does_not_stream_will_do_for_a_whole_answer(endpoint: End
     body = json.loads(next(command.data for command in call.take() if isinstance(command, SendBody)))
     assert '"yes"' in json.dumps(body)
     assert body["usage"]["input_tokens"] == 3
+
+
+# The call path is not to be touched now; each of these fails until it is mended.
+
+
+@pytest.mark.xfail(strict=True, reason="blocks are closed when another begins, whatever comes later")
+@pytest.mark.parametrize("endpoint", [Endpoint.RESPONSES, Endpoint.MESSAGES])
+def test_calls_whose_pieces_take_turns_are_whole_when_they_are_done(endpoint: Endpoint) -> None:
+    turn = (call_of((0, "c1", "weather", ""), (1, "c2", "time", "")), call_of((0, None, None, '{"city":"Bonn"}')))
+    events = events_of(told(endpoint, *turn, said("tool_calls"), USAGE, DONE, stream=True))
+    if endpoint is Endpoint.RESPONSES:
+        done = [each["item"]["arguments"] for each in events if each["type"] == "response.output_item.done"]
+        assert done == ['{"city":"Bonn"}', ""]
+    else:
+        kinds = [(each["type"], each["index"]) for each in events if "index" in each]
+        assert kinds.index(("content_block_delta", 0)) < kinds.index(("content_block_stop", 0))
+
+
+@pytest.mark.xfail(strict=True, reason="a name is taken for a piece; in a whole chat it is the same in every event")
+def test_a_name_that_is_told_with_each_piece_is_one_name() -> None:
+    turn = (call_of((0, "c1", "weather", "{")), call_of((0, "c1", "weather", "}")))
+    message = json.loads(told(Endpoint.MESSAGES, *turn, said("tool_calls"), USAGE, DONE, stream=False))
+    assert [block["name"] for block in message["content"]] == ["weather"]
+
+
+@pytest.mark.xfail(strict=True, reason="the finish reason alone is looked at")
+def test_a_message_that_calls_a_tool_stops_for_it() -> None:
+    # vLLM and OpenAI end with `stop` where the client had named the tool.
+    turn = (call_of((0, "c1", "weather", "{}")), said("stop"), USAGE, DONE)
+    assert json.loads(told(Endpoint.MESSAGES, *turn, stream=False))["stop_reason"] == "tool_use"
+
+
+@pytest.mark.xfail(strict=True, reason="what a backend says beside its numbers is kept as it says it")
+def test_a_charge_can_be_booked_whatever_a_backend_says_in_its_usage() -> None:
+    call = make_call(parse(Endpoint.MESSAGES, json.dumps(CHAT).encode()), (deployment(BackendKind.OPENAI),))
+    call.begin()
+    call.hold_answered(Hold(call.hold_request))
+    call.upstream_sent()
+    call.upstream_head(200, b"text/event-stream")
+    usage = event(choices=[], usage={"prompt_tokens": 20, "completion_tokens": 6, "tier": "a\0b"})
+    call.upstream_bytes(said(content="a") + said("stop") + usage + DONE)
+    assert call.charge is not None
+    assert decode_charge(encode_charge(call.charge)) == call.charge

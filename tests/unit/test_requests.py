@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.shared_params import ReasoningEffort
 
 from billing.admission import TEMPLATE_ALLOWANCE_TOKENS, bounds
 from gateway.api.requests import parse
@@ -114,6 +115,40 @@ NAMES = st.sampled_from(
      "response_format", "tool_choice", "stream", "user", "metadata", "logprobs", "modalities", "text", "reasoning",
      "system", "instructions", "include", "stop_sequences", "thinking", "output_config", "previous_response_id"]
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("effort", get_args(get_args(ReasoningEffort)[0]))
+def test_every_effort_that_the_client_knows_is_taken(effort: str) -> None:
+    assert parse(Endpoint.CHAT_COMPLETIONS, chat(reasoning_effort=effort)).body["reasoning_effort"] == effort
+    response = json.dumps({"model": "m", "input": "hi", "reasoning": {"effort": effort}}).encode()
+    assert parse(Endpoint.RESPONSES, response).body["reasoning_effort"] == effort
+
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        pytest.param(Endpoint.CHAT_COMPLETIONS, {"messages": HI}, id="chat"),
+        pytest.param(Endpoint.COMPLETIONS, {"prompt": "hi"}, id="completions"),
+        pytest.param(Endpoint.EMBEDDINGS, {"input": "hi"}, id="embeddings"),
+        pytest.param(Endpoint.RESPONSES, {"input": "hi"}, id="responses"),
+        pytest.param(Endpoint.MESSAGES, {"messages": HI, "max_tokens": 5}, id="messages"),
+        pytest.param(Endpoint.RERANK, {"query": "hi", "documents": ["a"]}, id="rerank"),
+        pytest.param(Endpoint.MODERATIONS, {"input": "hi"}, id="moderations"),
+        pytest.param(Endpoint.IMAGES, {"prompt": "hi"}, id="images"),
+    ],
+)
+def test_an_end_user_is_text_that_a_receipt_can_hold(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    def named(user: str) -> bytes:
+        field = {"metadata": {"user_id": user}} if endpoint is Endpoint.MESSAGES else {"user": user}
+        return json.dumps({"model": "m", **body, **field}).encode()
+
+    assert parse(endpoint, named("ann")).end_user == "ann"
+    with pytest.raises(InvalidRequest) as caught:
+        parse(endpoint, named("a\0b"))
+    assert caught.value.param in ("user", "metadata.user_id")
 
 
 @given(

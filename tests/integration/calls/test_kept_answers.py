@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -111,6 +112,25 @@ async def test_a_charged_answer_that_nobody_kept_is_told_by_its_receipt(
     assert len(await stage.charges(tenant, 1)) == 1
 
 
+async def test_a_charged_call_whose_process_died_is_told_by_its_receipt(
+    stage: Stage, tenant: Tenant, backend: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = stage.app.parts.memory
+
+    async def dies(*_: Any) -> None:
+        """Nothing is kept."""
+
+    monkeypatch.setattr(memory, "keep", dies)
+    first = await post(stage, tenant, idempotency_key="k")
+    await stage.charges(tenant, 1)
+    assert "still running" in (await post(stage, tenant, idempotency_key="k")).text
+    monkeypatch.setattr(memory, "_longest_call", timedelta(0))
+    again = await post(stage, tenant, idempotency_key="k")
+    assert again.status_code == 409
+    assert f"/v1/calls/{first.headers['x-request-id']}" in again.json()["error"]["message"]
+    assert len(backend.asked) == 1
+
+
 async def test_the_cost_is_told_to_who_asks(stage: Stage, tenant: Tenant) -> None:
     whole = await post(stage, tenant, x_tollgate_cost="true")
     # 5 tokens at $0.15 and 2 at $0.60 a million.
@@ -204,6 +224,18 @@ async def test_a_stored_response_is_gone_on_from(stage: Stage, tenant: Tenant, b
     assert len(await stage.charges(tenant, 3)) == 3
 
 
+async def test_pages_of_items_reach_their_end_also_where_items_have_the_same_id(stage: Stage, tenant: Tenant) -> None:
+    async with AsyncOpenAI(base_url=f"{stage.base_url}/v1", api_key=tenant.api_key, max_retries=0) as client:
+        item: Any = {"type": "message", "role": "user", "content": "hi", "id": "msg_1"}
+        told = await client.responses.create(model="m", input=[item, item, item | {"id": None}], store=True)
+        seen = []
+        async for each in await client.responses.input_items.list(told.id, order="asc", limit=1):
+            seen.append(each.id)
+            assert len(seen) <= 3, "the same item again"
+    assert len(seen) == len(set(seen)) == 3
+    assert all(isinstance(id, str) for id in seen)
+
+
 async def test_a_response_that_cannot_be_stored_says_so(
     stage: Stage, tenant: Tenant, backend: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,3 +246,16 @@ async def test_a_response_that_cannot_be_stored_says_so(
     assert told.output_text == "a\0b"
     assert told.to_dict()["store"] is False
     assert len(await stage.charges(tenant, 1)) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="the call path is not to be touched now: a kept answer has neither header")
+async def test_a_repeated_message_has_the_headers_of_the_first(stage: Stage, tenant: Tenant) -> None:
+    headers = tenant.headers | {"idempotency-key": "k", "x-tollgate-cost": "true"}
+    told: list[dict[str, str | None]] = []
+    while len(told) < 2:
+        reply = await stage.client.post(f"{stage.base_url}/v1/messages", json=CHAT, headers=headers)
+        if reply.status_code == 200:
+            told.append({name: reply.headers.get(name) for name in ("request-id", "x-tollgate-cost")})
+        await asyncio.sleep(0.02)
+    assert told[0]["request-id"]
+    assert told[1] == told[0]

@@ -55,6 +55,16 @@ async def test_a_message_is_counted(real: Shop) -> None:
     }
 
 
+async def test_the_count_of_a_message_has_the_request_id_that_its_sdks_read(shop: Shop) -> None:
+    counted = await shop.post("/v1/messages/count_tokens", json={"model": "ollama", "messages": MESSAGES})
+    assert counted.status_code == 200
+    assert counted.headers["request-id"] == counted.headers["x-request-id"]
+    refused = await shop.post("/v1/messages/count_tokens", json={"model": "ollama"})
+    assert refused.headers.get_list("request-id") == [refused.json()["request_id"]]
+    of_openai = await shop.post("/v1/responses/input_tokens", json={"model": "ollama", "input": "hi"})
+    assert "request-id" not in of_openai.headers
+
+
 async def test_an_alias_counts_as_the_model_behind_it(real: Shop) -> None:
     body = {"id": "chat", "targets": [{"model": "tiny", "weight": 1}], "prices_of": "tiny"}
     await real.stage.operate("POST", "/aliases", json=body)

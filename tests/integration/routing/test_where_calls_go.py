@@ -259,6 +259,28 @@ async def test_calls_stay_in_their_region_and_reserved_capacity_is_its_owners(to
         assert len(calls(shared)) <= before + 1, "no call of the one that is bound to a region"
 
 
+async def test_a_count_stays_where_the_call_would(town: Town) -> None:
+    bound = await town.stage.tenant()
+    rule = {"regions": ["eu"]}
+    await town.stage.operate("POST", f"/organizations/{bound.organization_id}/routing", json=rule)
+    says = answer(200, b'{"count": 14}')
+    async with scripted_backend(well(says)) as elsewhere, scripted_backend(well(says)) as european:
+        model = await town.model(
+            {"backend": await town.backend(elsewhere, kind="vllm")},
+            {"backend": await town.backend(european, kind="vllm", region="eu")},
+        )
+
+        async def counted() -> bool:
+            body = {"model": model, "messages": [{"role": "user", "content": "a secret"}]}
+            url = f"{town.stage.base_url}/v1/messages/count_tokens"
+            reply = await town.stage.client.post(url, json=body, headers=bound.headers)
+            return reply.status_code == 200 and reply.json() == {"input_tokens": 14, "is_estimate": False}
+
+        await eventually(counted)
+        assert calls(european)
+        assert calls(elsewhere) == [], "no word of an organization that is bound to a region"
+
+
 async def test_who_may_go_nowhere_is_told_so(town: Town) -> None:
     bound = await town.stage.tenant()
     await town.stage.operate("POST", f"/organizations/{bound.organization_id}/routing", json={"regions": ["mars"]})
