@@ -198,6 +198,7 @@ async def test_rate_limits_are_enforced(office: Office) -> None:
     ]
     before = await limits.list_rate_limits(project, before="rl-other")
     assert [each.model for each in before.data] == ["m"]
+    assert [each.model async for each in limits.list_rate_limits(project, before="rl-z", limit=1)] == ["other"]
 
     changed = await limits.update_rate_limit("rl-m", project_id=project, max_requests_per_1_minute=1)
     assert (changed.max_requests_per_1_minute, changed.max_tokens_per_1_minute) == (1, 2_000_000_000)
@@ -330,6 +331,8 @@ async def test_spend_alerts(office: Office, of_project: bool) -> None:
     assert [each.id async for each in alerts.list(*scope, limit=2)] == ids
     assert [each.id async for each in alerts.list(*scope, order="desc", limit=2)] == ids[::-1]
     assert [each.id for each in (await alerts.list(*scope, before=ids[2], limit=1)).data] == [ids[1]]
+    # The SDK goes on with after and keeps before: between the two is nothing more.
+    assert [each.id async for each in alerts.list(*scope, before=ids[2], limit=1)] == [ids[1]]
     changed = await alerts.update(ids[0], threshold_amount=150, **named, **month)
     assert changed.threshold_amount == 150
     assert await alerts.retrieve(ids[0], **named) == changed
@@ -542,6 +545,7 @@ async def test_audit_logs(office: Office) -> None:
     assert [each.id async for each in logs.list(resource_ids=["rl-m"])] == [limited.id]
     assert [each.id async for each in logs.list(event_types=["project.created"], project_ids=[made.id])] == [created.id]
     assert [each.id for each in (await logs.list(before=created.id, limit=1)).data] == [limited.id]
+    assert [each.id async for each in logs.list(before=created.id, limit=1)] == [limited.id]
     assert [each.id async for each in logs.list(actor_emails=["ada@example.com"])] == []
     assert [each.type async for each in logs.list(tenant_only=True)] == ["tenant.admin_api_key.created"]
     since = {"gte": created.effective_at, "lte": archived.effective_at}
