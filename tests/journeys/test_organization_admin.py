@@ -13,6 +13,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 from openai.resources.admin.organization import AsyncOrganization
+from sqlalchemy import event
 
 from gateway.embedded.redis import Redis
 from models.money import parse_amount
@@ -575,3 +576,21 @@ async def test_a_repeated_request_is_one(office: Office) -> None:
     assert first.api_key.value not in "".join(kept)
     with pytest.raises(openai.ConflictError, match="another request"):
         await accounts.create(project, name="other", extra_headers=once)
+
+
+async def test_keys_of_a_project_are_read_by_the_index_of_their_organization(office: Office) -> None:
+    """There is none of projects: a list of a few keys would be looked for among everybody's."""
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    engine = office.stage.app.parts.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    project = office.tenant.project_id
+    assert [each.name async for each in office.admin.projects.api_keys.list(project)] == ["dev"]
+    listed = await office.stage.operate("GET", f"/projects/{project}/api_keys")
+    assert [each["name"] for each in listed["data"]] == ["dev"]
+    event.remove(engine, "before_cursor_execute", note)
+    lists = [statement for statement in asked if "ORDER BY api_key.id" in statement]
+    assert ["api_key.organization_id =" in statement for statement in lists] == [True, True]
