@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import httpx
 import openai
@@ -15,8 +16,10 @@ from openai import AsyncOpenAI
 from openai.resources.admin.organization import AsyncOrganization
 from sqlalchemy import event
 
+from billing.store.keys import revoke
 from gateway.embedded.redis import Redis
 from models.money import parse_amount
+from models.tables import admin_key
 from tests.conftest import Database
 from tests.scripted import Scripted, scripted_backend
 from tests.stage import ALWAYS, Stage, Tenant, eventually, raise_curtain
@@ -519,6 +522,26 @@ async def test_admin_keys(office: Office) -> None:
         assert gone.to_dict() == {"id": made.id, "deleted": True, "object": "organization.admin_api_key.deleted"}
         with pytest.raises(openai.AuthenticationError):
             await own.list()
+
+
+async def test_an_admin_key_that_was_deleted_elsewhere_makes_and_deletes_none(office: Office) -> None:
+    """For seconds a gateway may not know that it was: what it made would live on, and two could delete each other."""
+    keys = office.admin.admin_api_keys
+    made = await keys.create(name="leaked")
+    [own, _] = [each.id async for each in keys.list()]
+    async with AsyncOpenAI(admin_api_key=made.value, base_url=f"{office.stage.base_url}/v1", max_retries=0) as leaked:
+        theirs = leaked.admin.organization.admin_api_keys
+        assert len([each async for each in theirs.list()]) == 2
+        async with office.stage.app.parts.engine.begin() as connection:
+            await revoke(connection, admin_key, UUID(made.id), datetime.now(UTC))
+        with pytest.raises(openai.AuthenticationError):
+            await theirs.create(name="heir")
+        with pytest.raises(openai.AuthenticationError):
+            await theirs.delete(own)
+        url = f"{office.stage.base_url}/v1/organization/admin_api_keys/{own}/rotate"
+        headers = {"authorization": f"Bearer {made.value}"}
+        assert (await office.stage.client.post(url, json={"overlap_seconds": 0}, headers=headers)).status_code == 401
+    assert [each.id async for each in keys.list()] == [own]
 
 
 async def test_audit_logs(office: Office) -> None:
