@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from billing.months import bounds_of, month_of
 from billing.store import alerts as stored
 from billing.store.alerts import give_alert
 from billing.store.spend_alerts import StoredAlert, alerts_of_shard, shards_with_alerts
-from billing.store.spend_limits import StoredLimit, booked_between, limits_of_shard, shards_with_limits
+from billing.store.spend_limits import StoredLimit, booked_in, limits_of_shard, shards_with_limits
 from models.alert import Alert, AlertKind
 from models.money import money
 from models.payment import PaymentEvent
@@ -86,10 +86,9 @@ async def _notice_limits(engine: AsyncEngine, shard: int, now: datetime) -> int:
     async with engine.begin() as connection:
         for limit in await limits_of_shard(connection, shard):
             for month in {month_of(moment, limit.timezone) for moment in (now, now - _LATE_BOOKING)}:
-                bounds = bounds_of(month, limit.timezone)
                 # A limit is nobody's before it was set.
-                if limit.alert_percents and limit.created_at < bounds[1]:
-                    given += await _notice_limit(connection, limit, f"{month:%Y-%m}", bounds, now)
+                if limit.alert_percents and limit.created_at < bounds_of(month, limit.timezone)[1]:
+                    given += await _notice_limit(connection, limit, month, now)
     return given
 
 
@@ -98,26 +97,23 @@ async def _notice_spend_alerts(engine: AsyncEngine, shard: int, now: datetime) -
     async with engine.begin() as connection:
         for alert in await alerts_of_shard(connection, shard):
             for month in {month_of(moment, alert.timezone) for moment in (now, now - _LATE_BOOKING)}:
-                bounds = bounds_of(month, alert.timezone)
-                if alert.created_at < bounds[1]:
-                    given += await _notice_spend_alert(connection, alert, f"{month:%Y-%m}", bounds, now)
+                if alert.created_at < bounds_of(month, alert.timezone)[1]:
+                    given += await _notice_spend_alert(connection, alert, month, now)
     return given
 
 
-async def _notice_spend_alert(
-    connection: AsyncConnection, alert: StoredAlert, month: str, bounds: tuple[datetime, datetime], now: datetime
-) -> int:
+async def _notice_spend_alert(connection: AsyncConnection, alert: StoredAlert, month: date, now: datetime) -> int:
     # With the amount: one that was raised is told of again.
-    subject = f"{alert.id}:{month}:{alert.amount}"
+    subject = f"{alert.id}:{month:%Y-%m}:{alert.amount}"
     if await stored.told(connection, AlertKind.SPEND_ALERT_REACHED, [subject]):
         return 0
-    spent = await booked_between(connection, alert, *bounds)
+    spent = await booked_in(connection, alert, month)
     if not reached(alert.amount, spent, (100,)):
         return 0
     detail = {
         "spend_alert_id": str(alert.id),
         "project_id": None if alert.project_id is None else str(alert.project_id),
-        "month": month,
+        "month": f"{month:%Y-%m}",
         "amount": money(alert.amount, alert.currency),
         "spent": money(spent, alert.currency),
         "recipients": list(alert.recipients),
@@ -126,22 +122,20 @@ async def _notice_spend_alert(
     return await _give(connection, AlertKind.SPEND_ALERT_REACHED, alert.organization_id, subject, detail, now)
 
 
-async def _notice_limit(
-    connection: AsyncConnection, limit: StoredLimit, month: str, bounds: tuple[datetime, datetime], now: datetime
-) -> int:
-    subjects = {percent: f"{limit.id}:{month}:{percent}" for percent in limit.alert_percents}
+async def _notice_limit(connection: AsyncConnection, limit: StoredLimit, month: date, now: datetime) -> int:
+    subjects = {percent: f"{limit.id}:{month:%Y-%m}:{percent}" for percent in limit.alert_percents}
     told = await stored.told(connection, AlertKind.SPEND_LIMIT_REACHED, subjects.values())
     waiting = [percent for percent, subject in subjects.items() if subject not in told]
     if not waiting:
         return 0
-    spent = await booked_between(connection, limit, *bounds)
+    spent = await booked_in(connection, limit, month)
     given = 0
     for percent in reached(limit.amount, spent, waiting):
         detail = {
             "spend_limit_id": str(limit.id),
             "project_id": None if limit.project_id is None else str(limit.project_id),
             "api_key_id": None if limit.api_key_id is None else str(limit.api_key_id),
-            "month": month,
+            "month": f"{month:%Y-%m}",
             "percent": percent,
             "amount": money(limit.amount, limit.currency),
             "spent": money(spent, limit.currency),

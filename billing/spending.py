@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.hot.store import HotStore
-from billing.months import bounds_of, month_of, next_month
-from billing.store.spend_limits import StoredLimit, booked_between, limits_of, limits_of_shard, shards_with_limits
+from billing.months import month_of, next_month
+from billing.store.spend_limits import StoredLimit, booked_in, limits_of, limits_of_shard, shards_with_limits
 
 
 async def count_spending(connection: AsyncConnection, hot: HotStore, organization_id: UUID, now: datetime) -> None:
@@ -39,10 +39,9 @@ async def _count(connection: AsyncConnection, hot: HotStore, limits: Iterable[St
         this = month_of(now, mine[0].timezone)
         booked: dict[str, int] = {}
         for month in (this, next_month(this)):
-            bounds = bounds_of(month, mine[0].timezone)
             for limit in mine:
                 scope = f"{limit.scope}:{month:%Y-%m}"
                 if scope not in known:
-                    booked[scope] = await booked_between(connection, limit, *bounds)
+                    booked[scope] = await booked_in(connection, limit, month)
         if booked or any(scope.rpartition(":")[2] < f"{this:%Y-%m}" for scope in known):
             await hot.count_spent(shard, organization_id, booked, f"{this:%Y-%m}")

@@ -35,7 +35,7 @@ from models.tables import admin_key, api_key, operator_key
 AnyPrincipal: TypeAlias = Principal | AdminPrincipal | OperatorPrincipal
 
 _CREDENTIAL_LENGTHS: Final = frozenset({len("authorization"), len("x-api-key")})
-_NOT_AUTHENTICATED: Final = "No valid API key was given. Send yours as 'Authorization: Bearer <key>'."
+NOT_AUTHENTICATED: Final = "No valid API key was given. Send yours as 'Authorization: Bearer <key>'."
 _TWO_CREDENTIALS: Final = "More than one credential was sent. Send one key, as Authorization or as x-api-key."
 
 
@@ -68,7 +68,7 @@ def credential(headers: Iterable[tuple[bytes, bytes]]) -> str:
         raise InvalidRequest(_TWO_CREDENTIALS, param="authorization")
     value = bearer or api_key
     if not value:
-        raise NotAuthenticated(_NOT_AUTHENTICATED)
+        raise NotAuthenticated(NOT_AUTHENTICATED)
     return value.decode("latin-1")
 
 
@@ -160,7 +160,7 @@ class KeyRing:
             case KeyKind.OPERATOR:
                 found = await self._operator.find(digest(value, self._pepper))
         if found is None:
-            raise NotAuthenticated(_NOT_AUTHENTICATED)
+            raise NotAuthenticated(NOT_AUTHENTICATED)
         return found
 
 

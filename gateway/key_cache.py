@@ -131,7 +131,8 @@ class KeyCache(Generic[P]):
             raise Unavailable("Too many keys are being checked now. Try again in a moment.")
         answer = self._answers[digest] = asyncio.get_running_loop().create_future()
         (self._waiting_known if known else self._waiting)[digest] = None
-        if len(self._running) < self._lookups:
+        # One that has ended stays in the set for a moment, and asks for nobody any more.
+        if sum(not each.done() for each in self._running) < self._lookups:
             task = asyncio.create_task(self._look_up_waiting())
             self._running.add(task)
             task.add_done_callback(self._running.discard)

@@ -280,7 +280,10 @@ async def find_key(connection: AsyncConnection, keys: Table, key_id: UUID, **own
 async def list_keys(
     connection: AsyncConnection, keys: Table, page: Page, *, with_revoked: bool = True, **owner: UUID
 ) -> tuple[list[AnyRow], bool]:
-    """A page of the keys of one of the three tables, oldest first, and whether more follow."""
+    """A page of the keys of one of the three tables, oldest first, and whether more follow.
+
+    `owner` are columns they must match; the organization is among them where there is one, as by it they are found.
+    """
     statement = select(keys).where(*(keys.c[column] == value for column, value in owner.items()))
     if not with_revoked:
         statement = statement.where(keys.c.revoked_at.is_(None))

@@ -16,7 +16,7 @@ AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 class Page:
     """What to show: at most `limit` rows whose id comes after `after` in the order of the list; None starts it.
 
-    With `before` it is the rows that come just before that one instead.
+    With `before` it is the rows that come just before that one instead; with both, the first between the two.
     """
 
     after: Any = None

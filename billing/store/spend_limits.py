@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final, Protocol
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Text, and_, cast, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, Text, and_, cast, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing.months import bounds_of, next_month
 from models.account import SpendLimit
 from models.money import Units
-from models.tables import api_key, organization, spend_limit, usage_hour
+from models.tables import api_key, organization, spend_limit, usage_day, usage_hour
 
 OWN: Final = "organization"
 """The author of a limit that an organization has set itself; the other is `operator`."""
@@ -33,6 +34,10 @@ class Scoped(Protocol):
     @property
     def api_key_id(self) -> UUID | None:
         """Of this key alone."""
+
+    @property
+    def timezone(self) -> str:
+        """Whose clocks tell the month."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +150,38 @@ async def shards_with_limits(connection: AsyncConnection) -> list[int]:
     return sorted(rows.scalars())
 
 
-async def booked_between(connection: AsyncConnection, limit: Scoped, starts_at: datetime, ends_at: datetime) -> Units:
-    """What calls of the limit's scope that ended in these hours have cost; with a key, those that took its place."""
-    statement = select(func.coalesce(func.sum(usage_hour.c.amount), 0)).where(
+async def booked_in(connection: AsyncConnection, limit: Scoped, month: date) -> Units:
+    """What calls of the limit's scope that ended in this month of the organization's clocks have cost.
+
+    With a key, those that took its place count. Its calls are summed by the hour in UTC alone: where midnight is
+    within such an hour, its calls before and after count in the month in which the hour began.
+    """
+    if limit.api_key_id is None:
+        of_month = _days(limit, month)
+    else:
+        of_month = _hours(limit, limit.api_key_id, *bounds_of(month, limit.timezone))
+    return Units(int((await connection.execute(of_month)).scalar_one()))
+
+
+def _days(limit: Scoped, month: date) -> Select[tuple[Any]]:
+    statement = select(func.coalesce(func.sum(usage_day.c.amount), 0)).where(
+        usage_day.c.organization_id == limit.organization_id,
+        # Nothing is billed before the month in which it ended: a bound for the index.
+        usage_day.c.billing_month >= month,
+        usage_day.c.day >= month,
+        usage_day.c.day < next_month(month),
+    )
+    return statement if limit.project_id is None else statement.where(usage_day.c.project_id == limit.project_id)
+
+
+def _hours(limit: Scoped, api_key_id: UUID, starts_at: datetime, ends_at: datetime) -> Select[tuple[Any]]:
+    successors = select(api_key.c.id).where(api_key.c.counted_as == api_key_id)
+    return select(func.coalesce(func.sum(usage_hour.c.amount), 0)).where(
         usage_hour.c.organization_id == limit.organization_id,
         usage_hour.c.hour >= starts_at,
         usage_hour.c.hour < ends_at,
+        or_(usage_hour.c.api_key_id == api_key_id, usage_hour.c.api_key_id.in_(successors)),
     )
-    if limit.project_id is not None:
-        statement = statement.where(usage_hour.c.project_id == limit.project_id)
-    if limit.api_key_id is not None:
-        successors = select(api_key.c.id).where(api_key.c.counted_as == limit.api_key_id)
-        is_its = or_(usage_hour.c.api_key_id == limit.api_key_id, usage_hour.c.api_key_id.in_(successors))
-        statement = statement.where(is_its)
-    return Units(int((await connection.execute(statement)).scalar_one()))
 
 
 def hard_limits_of_key() -> ColumnElement[Any]:

@@ -7,15 +7,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
 from openai.resources.admin.organization import AsyncOrganization
+from sqlalchemy import event
 
+from billing.store.keys import revoke
 from gateway.embedded.redis import Redis
 from models.money import parse_amount
+from models.tables import admin_key
 from tests.conftest import Database
 from tests.scripted import Scripted, scripted_backend
 from tests.stage import ALWAYS, Stage, Tenant, eventually, raise_curtain
@@ -198,6 +202,7 @@ async def test_rate_limits_are_enforced(office: Office) -> None:
     ]
     before = await limits.list_rate_limits(project, before="rl-other")
     assert [each.model for each in before.data] == ["m"]
+    assert [each.model async for each in limits.list_rate_limits(project, before="rl-z", limit=1)] == ["other"]
 
     changed = await limits.update_rate_limit("rl-m", project_id=project, max_requests_per_1_minute=1)
     assert (changed.max_requests_per_1_minute, changed.max_tokens_per_1_minute) == (1, 2_000_000_000)
@@ -330,6 +335,8 @@ async def test_spend_alerts(office: Office, of_project: bool) -> None:
     assert [each.id async for each in alerts.list(*scope, limit=2)] == ids
     assert [each.id async for each in alerts.list(*scope, order="desc", limit=2)] == ids[::-1]
     assert [each.id for each in (await alerts.list(*scope, before=ids[2], limit=1)).data] == [ids[1]]
+    # The SDK goes on with after and keeps before: between the two is nothing more.
+    assert [each.id async for each in alerts.list(*scope, before=ids[2], limit=1)] == [ids[1]]
     changed = await alerts.update(ids[0], threshold_amount=150, **named, **month)
     assert changed.threshold_amount == 150
     assert await alerts.retrieve(ids[0], **named) == changed
@@ -517,6 +524,26 @@ async def test_admin_keys(office: Office) -> None:
             await own.list()
 
 
+async def test_an_admin_key_that_was_deleted_elsewhere_makes_and_deletes_none(office: Office) -> None:
+    """For seconds a gateway may not know that it was: what it made would live on, and two could delete each other."""
+    keys = office.admin.admin_api_keys
+    made = await keys.create(name="leaked")
+    [own, _] = [each.id async for each in keys.list()]
+    async with AsyncOpenAI(admin_api_key=made.value, base_url=f"{office.stage.base_url}/v1", max_retries=0) as leaked:
+        theirs = leaked.admin.organization.admin_api_keys
+        assert len([each async for each in theirs.list()]) == 2
+        async with office.stage.app.parts.engine.begin() as connection:
+            await revoke(connection, admin_key, UUID(made.id), datetime.now(UTC))
+        with pytest.raises(openai.AuthenticationError):
+            await theirs.create(name="heir")
+        with pytest.raises(openai.AuthenticationError):
+            await theirs.delete(own)
+        url = f"{office.stage.base_url}/v1/organization/admin_api_keys/{own}/rotate"
+        headers = {"authorization": f"Bearer {made.value}"}
+        assert (await office.stage.client.post(url, json={"overlap_seconds": 0}, headers=headers)).status_code == 401
+    assert [each.id async for each in keys.list()] == [own]
+
+
 async def test_audit_logs(office: Office) -> None:
     logs, project = office.admin.audit_logs, office.tenant.project_id
     made = await office.admin.projects.create(name="Audited")
@@ -542,6 +569,7 @@ async def test_audit_logs(office: Office) -> None:
     assert [each.id async for each in logs.list(resource_ids=["rl-m"])] == [limited.id]
     assert [each.id async for each in logs.list(event_types=["project.created"], project_ids=[made.id])] == [created.id]
     assert [each.id for each in (await logs.list(before=created.id, limit=1)).data] == [limited.id]
+    assert [each.id async for each in logs.list(before=created.id, limit=1)] == [limited.id]
     assert [each.id async for each in logs.list(actor_emails=["ada@example.com"])] == []
     assert [each.type async for each in logs.list(tenant_only=True)] == ["tenant.admin_api_key.created"]
     since = {"gte": created.effective_at, "lte": archived.effective_at}
@@ -571,3 +599,21 @@ async def test_a_repeated_request_is_one(office: Office) -> None:
     assert first.api_key.value not in "".join(kept)
     with pytest.raises(openai.ConflictError, match="another request"):
         await accounts.create(project, name="other", extra_headers=once)
+
+
+async def test_keys_of_a_project_are_read_by_the_index_of_their_organization(office: Office) -> None:
+    """There is none of projects: a list of a few keys would be looked for among everybody's."""
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    engine = office.stage.app.parts.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    project = office.tenant.project_id
+    assert [each.name async for each in office.admin.projects.api_keys.list(project)] == ["dev"]
+    listed = await office.stage.operate("GET", f"/projects/{project}/api_keys")
+    assert [each["name"] for each in listed["data"]] == ["dev"]
+    event.remove(engine, "before_cursor_execute", note)
+    lists = [statement for statement in asked if "ORDER BY api_key.id" in statement]
+    assert ["api_key.organization_id =" in statement for statement in lists] == [True, True]

@@ -16,7 +16,7 @@ from billing.store.keys import KnownKey
 from gateway import auth, key_cache, key_uses
 from gateway.auth import KeyRing, credential
 from gateway.clock import Clock
-from gateway.key_cache import BATCH_LIMIT, STALE_SECONDS, UNKNOWN_SECONDS, WAITING_LIMIT
+from gateway.key_cache import BATCH_LIMIT, STALE_SECONDS, UNKNOWN_SECONDS, WAITING_LIMIT, KeyCache
 from gateway.keys import KeyKind, MintedKey, mint
 from models.account import OperatorPrincipal, Principal
 from models.errors import InvalidRequest, NotAuthenticated, NotPermitted, Unavailable
@@ -273,6 +273,21 @@ async def test_one_who_leaves_does_not_take_the_answer_from_the_others(ring: Key
     leaves.cancel()
     store.gate.set()
     assert isinstance(await stays, Principal)
+
+
+async def test_who_asks_just_as_a_look_up_ends_is_answered(store: Store, times: Times) -> None:
+    first, second = store.add(), store.add()
+    engine = cast(AsyncEngine, store)
+    cache = KeyCache(store.find, engine, times, times.monotonic, cache_seconds=CACHE_SECONDS, lookups=1)
+
+    async def follow() -> Any:
+        while cache.fresh(first.digest) is None:  # noqa: ASYNC110  # one turn of the loop each, no waiting
+            await asyncio.sleep(0)
+        return await cache.find(second.digest)
+
+    async with asyncio.timeout(10):
+        found = await asyncio.gather(cache.find(first.digest), follow())
+    assert found == [store.keys[key.digest].principal for key in (first, second)]
 
 
 async def test_an_unknown_key_is_remembered_for_a_while(ring: KeyRing, store: Store, times: Times) -> None:

@@ -69,3 +69,11 @@ def test_scopes_that_are_told_mean_the_same(texts: list[str], spend: int | None)
     scopes = parse_scopes(texts + ([] if spend is None else [f"spend:{spend}"]))
     bounds = KeyBounds(models=scopes.models, endpoints=scopes.endpoints, networks=scopes.networks)
     assert parse_scopes(scopes_of(bounds, scopes.spend_cents)) == scopes
+
+
+@pytest.mark.parametrize("endpoints", [None, [], ["/v1/embeddings"]])
+def test_a_key_that_may_call_no_model_is_told_as_one_that_only_reads(endpoints: list[str] | None) -> None:
+    """Without a scope it would look like a key without bounds, and become one when its scopes are put back."""
+    told = scopes_of(KeyBounds(models=[], endpoints=endpoints, networks=["10.0.0.0/8"]))
+    assert told == ["api.all.read", "network:10.0.0.0/8"]
+    assert parse_scopes(told) == Scopes(endpoints=(), networks=("10.0.0.0/8",))

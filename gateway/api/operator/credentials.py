@@ -138,8 +138,9 @@ async def create_api_key(project_id: UUID, body: NewApiKey, request: Operator) -
 async def list_api_keys(project_id: UUID, asked: Annotated[AskedById, Query()], request: Operator) -> ListOf[ApiKey]:
     """The API keys of a project, oldest first, with the revoked ones."""
     async with request.reading() as connection:
-        await found_project(connection, project_id)
-        rows, more = await stored.list_keys(connection, api_key, asked.page(), project_id=project_id)
+        project = await found_project(connection, project_id)
+        owner = {"organization_id": project.organization_id, "project_id": project_id}
+        rows, more = await stored.list_keys(connection, api_key, asked.page(), **owner)
     return list_of([ApiKey.of(row) for row in rows], more)
 
 

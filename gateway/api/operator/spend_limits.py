@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
-from billing.months import bounds_of, month_of
+from billing.months import month_of
 from billing.store import keys as stored_keys
 from billing.store import spend_limits as stored
 from billing.store.spend_limits import StoredLimit
@@ -135,7 +135,7 @@ async def _check_scope(connection: AsyncConnection, organization_id: UUID, body:
 
 async def _shown(connection: AsyncConnection, limit: StoredLimit, currency: str, now: datetime) -> SpendLimit:
     month = month_of(now, limit.timezone)
-    spent = await stored.booked_between(connection, limit, *bounds_of(month, limit.timezone))
+    spent = await stored.booked_in(connection, limit, month)
     return SpendLimit(
         id=limit.id,
         organization_id=limit.organization_id,

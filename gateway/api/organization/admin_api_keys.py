@@ -26,7 +26,8 @@ from gateway.api.organization.shapes import (
     seconds,
     seconds_or_none,
 )
-from models.errors import Conflict, NotFound, NotPermitted
+from gateway.auth import NOT_AUTHENTICATED
+from models.errors import Conflict, NotAuthenticated, NotFound, NotPermitted
 from models.tables import admin_key
 
 router = APIRouter()
@@ -92,8 +93,8 @@ async def create_admin_api_key(body: NewAdminKey, request: Admin) -> Response:
     """Create an admin key; it lives no longer than the key that this request is made with."""
 
     async def effect(change: Change) -> CreatedAdminKey:
-        await open_organization(change.connection, request.organization_id)
-        return await _created(change, request, body.name, expiry(change.now, body.expires_in_seconds))
+        own = await _own(change, request)
+        return await _created(change, own, body.name, expiry(change.now, body.expires_in_seconds))
 
     return await request.change(effect)
 
@@ -119,11 +120,11 @@ async def rotate_admin_api_key(key_id: UUID, body: AdminKeyRotation, request: Ad
     """Make a new admin key; the old one works on for `overlap_seconds`. Not in OpenAI's API."""
 
     async def effect(change: Change) -> CreatedAdminKey:
-        await open_organization(change.connection, request.organization_id)
+        own = await _own(change, request)
         row = await _found(change.connection, request, key_id)
         ends_at = expiry(change.now, body.expires_in_seconds) or row.expires_at
         await hand_over(change, admin_key, row, body)
-        return await _created(change, request, row.name, ends_at, rotated_from=str(key_id))
+        return await _created(change, own, row.name, ends_at, rotated_from=str(key_id))
 
     return await request.change(effect)
 
@@ -135,6 +136,7 @@ async def delete_admin_api_key(key_id: UUID, request: Admin) -> Response:
         raise Conflict("A key cannot delete itself. Use another admin key to delete this one.")
 
     async def effect(change: Change) -> Deleted:
+        await _own(change, request)
         row = await _found(change.connection, request, key_id)
         await stored.revoke(change.connection, admin_key, key_id, change.now, organization_id=request.organization_id)
         change.revoked.append(row.digest)
@@ -144,19 +146,32 @@ async def delete_admin_api_key(key_id: UUID, request: Admin) -> Response:
     return await request.change(effect)
 
 
+async def _own(change: Change, request: AdminRequest) -> AnyRow:
+    """The key that this request is made with, its organization locked: nobody ends it before the change is done.
+
+    That it was ended a moment ago a gateway may not know for seconds. Then it must make no key, which would live on,
+    and delete none, or two could delete each other.
+    """
+    await open_organization(change.connection, request.organization_id)
+    row = await stored.find_key(change.connection, admin_key, request.admin.admin_key_id)
+    if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= change.now):
+        raise NotAuthenticated(NOT_AUTHENTICATED)
+    return row
+
+
 async def _created(
-    change: Change, request: AdminRequest, name: str, expires_at: datetime | None, **detail: Any
+    change: Change, own: AnyRow, name: str, expires_at: datetime | None, **detail: Any
 ) -> CreatedAdminKey:
-    ends_at = request.admin.expires_at
+    ends_at = own.expires_at
     # A key that could make one that outlives it would never really end.
     if ends_at is not None and (expires_at is None or expires_at > ends_at):
         raise NotPermitted(
             f"The key that you use ends at {ends_at:%Y-%m-%dT%H:%M:%SZ}, and none that it makes may live longer. "
             "Give a shorter expires_in_seconds, or use a key that lives longer."
         )
-    issued = await issue_admin_key(change, request.organization_id, name, expires_at)
+    issued = await issue_admin_key(change, own.organization_id, name, expires_at)
     action = "admin_key.rotated" if detail else "admin_key.created"
-    await change.audit(action, f"admin_key:{issued.row.id}", request.organization_id, None, name=name, **detail)
+    await change.audit(action, f"admin_key:{issued.row.id}", own.organization_id, None, name=name, **detail)
     return CreatedAdminKey(**AdminKey.of(issued.row).model_dump(), value=issued.value)
 
 

@@ -106,8 +106,8 @@ async def list_project_keys(
         project = await own_project(connection, request.organization_id, project_id)
         if asked.owner_project_access not in ("any", _access(project)):
             return list_of([], False)
-        page = asked.page()
-        rows, more = await stored.list_keys(connection, api_key, page, with_revoked=False, project_id=project_id)
+        owner = {"organization_id": request.organization_id, "project_id": project_id}
+        rows, more = await stored.list_keys(connection, api_key, asked.page(), with_revoked=False, **owner)
         return list_of(await _shown(connection, project, rows), more)
 
 

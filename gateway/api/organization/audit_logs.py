@@ -15,7 +15,6 @@ from billing.store.pages import AnyRow, Page
 from gateway.api.operator.shapes import Asked, ListOf, Printable, list_of
 from gateway.api.organization.requests import Admin
 from gateway.api.organization.shapes import seconds
-from models.errors import InvalidRequest
 
 router = APIRouter()
 
@@ -147,8 +146,6 @@ class AskedAuditLogs(Asked):
 @router.get("/audit_logs")
 async def list_organization_audit_logs(asked: Annotated[AskedAuditLogs, Query()], request: Admin) -> ListOf[AuditLog]:
     """What was changed of the organization, newest first."""
-    if asked.after is not None and asked.before is not None:
-        raise InvalidRequest("Give after or before, not both.", param="before")
     page = Page(asked.after, asked.limit, newest_first=True, before=asked.before)
     async with request.reading() as connection:
         rows, more = await list_audit_of(connection, request.organization_id, asked.wanted(), page)

@@ -134,11 +134,9 @@ def _columns(body: RateLimitUpdate) -> dict[str, int | None]:
 
 def _page(models: Sequence[str], asked: AskedLimits) -> tuple[list[str], bool]:
     """The models of a page, and whether more follow."""
-    if asked.after is not None and asked.before is not None:
-        raise InvalidRequest("Give after or before, not both.", param="before")
-    if asked.before is not None:
-        end = bisect_left(models, asked.before.removeprefix(_PREFIX))
-        start = max(0, end - asked.limit)
-        return list(models[start:end]), start > 0
     start = 0 if asked.after is None else bisect_right(models, asked.after.removeprefix(_PREFIX))
-    return list(models[start : start + asked.limit]), len(models) > start + asked.limit
+    end = len(models) if asked.before is None else bisect_left(models, asked.before.removeprefix(_PREFIX))
+    if asked.after is None and asked.before is not None:
+        begin = max(0, end - asked.limit)
+        return list(models[begin:end]), begin > 0
+    return list(models[start : min(end, start + asked.limit)]), end > start + asked.limit

@@ -58,8 +58,11 @@ def parse_scopes(texts: Sequence[str]) -> Scopes:
 
 
 def scopes_of(bounds: KeyBounds | AnyRow, spend_cents: int | None = None) -> list[str]:
-    """The scopes of a key's bounds; `parse_scopes` of them gives the same again."""
-    endpoints = bounds.endpoints
+    """The scopes of a key's bounds; `parse_scopes` of them gives the same again.
+
+    A key that an operator has allowed no model is told as one that only reads: it may not do more.
+    """
+    endpoints = () if bounds.models is not None and not bounds.models else bounds.endpoints
     return [
         *([READ_ONLY] if endpoints is not None and not endpoints else []),
         *(f"endpoint:{path}" for path in endpoints or ()),

@@ -76,14 +76,12 @@ class AskedInOrder(AskedById):
 
 
 class AskedBothWays(AskedInOrder):
-    """A page of a list in either order, after or before an item."""
+    """A page of a list in either order, after or before an item, or between two: so the SDK goes on with `before`."""
 
     before: UUID | None = None
 
     def page(self, *, newest_first: bool = False) -> Page:
         """The page to read."""
-        if self.after is not None and self.before is not None:
-            raise InvalidRequest("Give after or before, not both.", param="before")
         return Page(self.after, self.limit, self.order == "desc", self.before)
 
 

@@ -235,6 +235,13 @@ async def test_another_tenants_calls_do_not_exist(world: World) -> None:
                 assert sent.status_code == 404
 
 
+@pytest.mark.parametrize("text", ["x", "f" * 32, f"{UUID(int=0)}", f"{UUID(int=2**128 - 1)}"])
+async def test_what_is_no_id_of_a_call_is_no_call(world: World, text: str) -> None:
+    for key in (world.ours.api_key, world.ours.admin_key):
+        answer = await world.get(f"/v1/calls/{text}", key)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
 async def test_another_tenants_charges_are_in_no_list_and_no_file(world: World) -> None:
     """B04 and B05: lists and CSV of ours stay empty whatever is asked for."""
     theirs = world.theirs

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.months import bounds_of, month_of
 from billing.settlement import book_shard, grant_credit
+from billing.store.spend_limits import StoredLimit, booked_in
 from billing.verify import verify
 from models.call import Charge
 from models.ids import uuid7
@@ -103,6 +104,26 @@ async def test_the_month_is_the_one_of_the_organizations_clocks(shop: Shop) -> N
         [row] = await connection.execute(select(usage_day))
     assert row.day == month
     await clean(shop)
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "Asia/Kolkata", "Asia/Kathmandu"])
+async def test_what_counts_against_a_limit_is_a_month_of_the_organizations_clocks(shop: Shop, timezone: str) -> None:
+    """Also where its midnight is within an hour of UTC."""
+    tenant = await shop.tenant(paid=10_000_000_000)
+    async with shop.engine.begin() as connection:
+        await connection.execute(update(organization).values(timezone=timezone))
+    this = month_of(now(), timezone)
+    turn = bounds_of(this, timezone)[0]
+    before = [await call_at(shop, tenant, turn - 2 * _SECOND, turn - _SECOND) for _ in range(2)]
+    after = await call_at(shop, tenant, turn - 2 * _SECOND, turn)
+    await book_shard(shop.engine, shop.hot, tenant.shard)
+    for project_id in (None, tenant.project_id):
+        owner = (uuid7(now()), tenant.organization_id, project_id, None)
+        limit = StoredLimit(*owner, Units(1), True, (), now(), timezone, tenant.shard, "USD")
+        async with shop.engine.connect() as connection:
+            last = await booked_in(connection, limit, month_of(turn - _SECOND, timezone))
+            spent = await booked_in(connection, limit, this)
+        assert (last, spent) == (sum(charge.amount for charge in before), after.amount)
 
 
 async def test_what_comes_after_the_cut_off_is_billed_in_the_open_month(shop: Shop) -> None:

@@ -78,20 +78,18 @@ async def grant(payments: Payments, customer: Customer, dollars: int, expires_at
 
 
 async def spend(payments: Payments, customer: Customer, dollars: int, at: datetime | None = None) -> None:
-    """Book that much use in an hour, as the booking of charges sums it."""
+    """Book that much use of a day, as the booking of charges sums it."""
     async with payments.parts.engine.begin() as connection:
         await connection.execute(
             text(
-                "insert into usage_hour (organization_id, hour, project_id, api_key_id, model, endpoint, batch,"
-                " price_version_ids, amount) values"
-                " (:id, date_trunc('hour', cast(:at as timestamptz)), :project, :key, 'm', '/v1/embeddings', false,"
-                " '{}', :amount)"
+                "insert into usage_day"
+                " (organization_id, billing_month, day, project_id, model, price_version_ids, amount)"
+                " values (:id, date_trunc('month', cast(:day as date)), :day, :project, 'm', '{}', :amount)"
             ),
             {
                 "id": UUID(customer.id),
-                "at": at or payments.parts.clock.now(),
+                "day": (at or payments.parts.clock.now()).date(),
                 "project": uuid7(payments.parts.clock.now()),
-                "key": uuid7(payments.parts.clock.now()),
                 "amount": dollars * DOLLAR,
             },
         )
