@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from datetime import timedelta
+from decimal import Decimal
 from uuid import UUID
 
 import pytest
@@ -11,6 +13,8 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from billing import invoices
+from billing.exports import KINDS, Wanted, begin_export, stream
+from billing.exports.focus_check import check
 from billing.invoices import NewCreditNote, Policy
 from billing.months import bounds_of, next_month
 from billing.rounding import divide_half_even
@@ -21,7 +25,7 @@ from models.catalog import Tier
 from models.errors import Conflict, InvalidRequest
 from models.invoice import AmendmentReason, Invoice, InvoiceState, LineKind, TaxTreatment
 from models.ledger import GrantKind
-from models.money import MilliUnits, Units
+from models.money import MilliUnits, Units, amount_text
 from models.tables import invoice, organization_balance, usage_day
 from tests.integration.book.desk import BEGIN, CENT, DOLLAR, END, LATER, MONTH, VAT, WON, Desk
 from tests.integration.book.shop import Shop, now
@@ -308,6 +312,7 @@ async def test_tiers_over_the_month_give_back_what_its_quantity_saves(desk: Desk
     assert nothing.total == 0
     assert await desk.posted(prepaid) == 5 * DOLLAR - calls[2].amount + 500_000 * 500
     await desk.clean()
+    assert await wrong_in_focus(desk, owed, nothing) == []
 
     async with desk.engine.begin() as connection:
         await invoices.void(connection, nothing.id, "once more", LATER)
@@ -319,6 +324,14 @@ async def test_tiers_over_the_month_give_back_what_its_quantity_saves(desk: Desk
     with pytest.raises(Conflict, match="some of it is spent"):
         await void(desk, again)
     await desk.clean()
+
+
+async def wrong_in_focus(desk: Desk, *issued: Invoice) -> list[str]:
+    """What is wrong in the file for cost management, whose rows sum to what is to be paid of each invoice."""
+    export = await begin_export(desk.engine, KINDS["focus"], Wanted())
+    body = b"".join([piece async for piece in stream(desk.engine, export)])
+    due = {str(each.number_text): Decimal(amount_text(each.total, each.currency)) for each in issued}
+    return list(check("focus", io.StringIO(body.decode(), newline=""), due))
 
 
 async def void(desk: Desk, issued: Invoice) -> Invoice:
