@@ -269,14 +269,14 @@ class _Period:
             yield self.row(billed_units, "Usage", f"{name}/{meter}", day=group.day, **common, **cells)
 
     def rebates(self, invoice: Any, unbilled: int) -> Iterator[tuple[int, Row]]:
-        """What the quantity of a month saves, and what of it is more than was `unbilled`: that is credit again."""
+        """What the quantity of a month saves. What that or corrections bring below zero is credit."""
         rebate = 0
         for seq, kind, description, amount, *_ in invoice.lines:
             if kind == LineKind.REBATE:
                 rebate -= int(amount)
                 cells: Row = {"InvoiceId": invoice.number_text, "ChargeDescription": description}
                 yield self.row(int(amount), "Adjustment", f"{invoice.id}/rebate-{seq}", day=None, **cells)
-        if (returned := rebate - max(unbilled, 0)) > 0:
+        if (returned := rebate - unbilled) > 0:
             cells = {
                 "InvoiceId": invoice.number_text,
                 "ChargeDescription": "Given back as credit",
