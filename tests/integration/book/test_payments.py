@@ -14,6 +14,7 @@ from sqlalchemy import select, text, update
 from billing import invoices, payments
 from billing.invoices import NewCreditNote
 from billing.payments_in import take_event
+from billing.projection import project_all
 from billing.receivables import Bucket, age, state
 from billing.store.invoices import find_invoice
 from billing.store.pages import Page
@@ -21,7 +22,7 @@ from billing.store.payments import account_entries, find_payment, open_items
 from billing.store.webhook_events import list_events
 from models.errors import Conflict, InvalidRequest, NotFound
 from models.invoice import Invoice, InvoiceState, Payment
-from models.money import Units
+from models.money import LARGEST_BALANCE_UNITS, Units
 from models.payment import PaymentEvent, PaymentEventState, PaymentKind
 from models.tables import book, posting
 from tests.integration.book.desk import CENT, DOLLAR, LATER, MONTH, VAT, Desk
@@ -251,6 +252,18 @@ async def test_a_refund_that_waits_is_not_settled_by_a_smaller_one(desk: Desk) -
     async with desk.engine.connect() as connection:
         waiting, _ = await list_events(connection, Page(None, 10), PaymentEventState.UNBOOKED)
     assert [event.event_id for event in waiting] == ["evt_3"]
+
+
+async def test_a_balance_beyond_the_largest_stops_no_worker(desk: Desk) -> None:
+    tenant, issued = await billed(desk)
+    for amount in (LARGEST_BALANCE_UNITS, issued.total):
+        await desk.shop.grant(tenant, amount)
+    await desk.pay(tenant, issued.total)
+    assert await desk.posted(tenant) == LARGEST_BALANCE_UNITS + issued.total
+    await project_all(desk.engine, desk.shop.hot, tenant.shard)
+    balance = await desk.shop.hot.balance(tenant.shard, tenant.organization_id)
+    assert balance is not None
+    assert balance.balance == LARGEST_BALANCE_UNITS
 
 
 # What is owed --------------------------------------------------------------------------------------------------------
