@@ -210,7 +210,7 @@ async def finalize(connection: AsyncConnection, invoice_id: UUID, now: datetime)
 
     The draft is made anew first, so that it has the buyer and the tax of this moment; its usage cannot change any
     more. Nothing owed is paid at once. An issued invoice is answered as it is. Raises `Conflict` while the
-    organization is parked, no seller is set, or the total is below zero.
+    organization is parked, or no seller is set.
     """
     known, owner = await _locked(connection, invoice_id)
     if known.state is not InvoiceState.DRAFT:
@@ -257,10 +257,6 @@ async def _issuable(connection: AsyncConnection, owner: Locked, made: _Composed)
     seller = await taxes.find_seller(connection)
     if seller is None:
         raise Conflict("Nobody is named as the seller yet. Say who issues the invoices with `tollgate seller set`.")
-    if made.assessed.total < 0:
-        raise Conflict(
-            "This invoice is below zero, which none can be. Give the amount back with a credit note of an earlier one."
-        )
     if made.rule.treatment is TaxTreatment.REVERSE_CHARGE and owner.row.tax_id is None:
         raise Conflict(
             "The buyer owes the tax itself (reverse charge), so its tax number must be on the invoice. Set the"
@@ -279,13 +275,16 @@ async def _post_invoice(
     month, assessed = made.month, made.assessed
     # Where prices contain the tax, it was booked as revenue with the charges.
     taxed = revenue if made.rule.is_inclusive else receivable
+    # Of what becomes credit: what a correction took back of revenue lies in `unbilled`, below zero.
+    corrected = max(month.returned - month.rebate, 0)
     moved = [
         (receivable, unbilled, month.exact + assessed.rounding),
         (unbilled, rounding, max(assessed.rounding, 0)),
         (rounding, unbilled, max(-assessed.rounding, 0)),
         (taxed, tax, assessed.tax),
-        (revenue, unbilled, month.rebate - month.returned),
-        (revenue, prepaid, month.returned),
+        (revenue, unbilled, max(month.rebate - month.returned, 0)),
+        (revenue, prepaid, month.returned - corrected),
+        (unbilled, prepaid, corrected),
     ]
     transfers = [Transfer(debit, credit, Units(amount)) for debit, credit, amount in moved if amount]
     grant_id = await give_back(connection, owner, Units(month.returned), now) if month.returned else None

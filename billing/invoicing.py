@@ -54,8 +54,8 @@ class UsageGroup:
 class Month:
     """What a month comes to: its lines, not rounded yet, whose exact amounts add up to `exact`, which is owed.
 
-    `rebate` is what prices with tiers over the month give back; `returned` the part of it that credit had paid, which
-    becomes credit again.
+    `rebate` is what prices with tiers over the month give back. `returned` becomes credit again: the part of it that
+    credit had paid, and what corrections of calls of earlier months have brought below zero.
     """
 
     lines: tuple[Line, ...]
@@ -77,12 +77,14 @@ def compose(groups: Iterable[UsageGroup], prices: Mapping[UUID, PriceVersion]) -
     rebates = _rebates(lines, prices)
     charged, unbilled = sum(group.amount for group in groups), sum(group.unbilled for group in groups)
     rebate = -sum(line.amount for line in rebates)
-    returned = max(0, rebate - max(0, unbilled))
+    returned = max(0, rebate - unbilled)
     exact = unbilled - rebate + returned
     lines += rebates
     credit = exact - (charged - rebate)
-    if credit:
+    if credit < 0:
         lines.append(Line(LineKind.CREDIT, "Paid from credit", Units(credit)))
+    elif credit:
+        lines.append(Line(LineKind.ADJUSTMENT, "Given back as credit", Units(credit)))
     return Month(tuple(lines), exact, rebate, returned)
 
 
@@ -211,8 +213,6 @@ def insanity(total: int, earlier: Sequence[int], largest: int | None, code: str)
 
     `earlier` are the totals of the last months; `largest` is the operator's own limit.
     """
-    if total < 0:
-        return f"the invoice is below zero: {_told(total, code)}"
     if largest is not None and total > largest:
         return f"the invoice of {_told(total, code)} is above the safety limit of {_told(largest, code)}"
     usual = sum(earlier) // len(earlier) if earlier else 0

@@ -32,6 +32,8 @@ MANUAL: Final = "manual"
 
 _PRIORITY: Final = 50
 _CLOCKS: Final = timedelta(minutes=5)
+_FIRST_YEAR: Final = 2000
+"""The books begin with their first posting, and no period before this year can be closed, nor any after it then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,10 @@ def _refuse_impossible(owner: Locked, new: NewPayment, now: datetime) -> None:
     if new.received_at > now + _CLOCKS:
         raise InvalidRequest(
             "A payment is recorded when it was received, and this is in the future.", param="received_at"
+        )
+    if new.received_at.year < _FIRST_YEAR:
+        raise InvalidRequest(
+            f"This payment would have come in in {new.received_at.year}. Correct the year.", param="received_at"
         )
 
 

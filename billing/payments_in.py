@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing.notices import tell_of_payment
-from billing.payments import NewPayment, record_payment, refund
+from billing.payments import NewPayment, lock, record_payment, refund
 from billing.store import webhook_events as stored
 from billing.store.audit import write_audit
 from billing.store.organizations import find_organization
@@ -95,10 +95,10 @@ async def _book(
         case PaymentKind.REFUNDED:
             if earlier is None:
                 raise Unbookable("The payment that is refunded was never booked. Book both by hand, or neither.")
-            more = await _refunded(connection, event, earlier)
-            if more is None:
+            found = await _refunded(connection, event, earlier)
+            if found is None:
                 return PaymentEventState.REPEATED, earlier.organization_id, "All of it is booked already."
-            await book_refund(connection, event, more, now)
+            await refund(connection, *found, event.event_id, now)
             return PaymentEventState.BOOKED, earlier.organization_id, None
         case PaymentKind.DISPUTED:
             raise Unbookable("A payment is disputed. Answer the provider; if the money is lost, refund it by hand.")
@@ -118,14 +118,18 @@ async def _paid(connection: AsyncConnection, event: PaymentEvent) -> tuple[UUID,
     return row.id, _units(event, row.currency)
 
 
-async def _refunded(connection: AsyncConnection, event: PaymentEvent, payment: AnyRow) -> Units | None:
-    """How much more is refunded than was booked, None for nothing; or `Unbookable`."""
-    units = _units(event, payment.currency)
+async def _refunded(connection: AsyncConnection, event: PaymentEvent, booked: AnyRow) -> tuple[UUID, Units] | None:
+    """The payment of a refund, and how much more is refunded than was booked; None for nothing; or `Unbookable`."""
+    units = _units(event, booked.currency)
     assert event.amount_minor is not None, "it was counted in units"
-    if event.amount_minor > payment.amount_minor:
+    if event.amount_minor > booked.amount_minor:
         raise Unbookable("More is refunded than was paid. Look at the payment at the provider.")
-    before = units_of_minor(await stored.refunded_minor(connection, event.provider, event.reference), payment.currency)
-    return Units(units - before) if units > before else None
+    # A person may book the same refund by hand, before or after it is told: what is booked is read under the lock.
+    await lock(connection, booked.organization_id)
+    payment = await find_reference(connection, event.provider, event.reference)
+    if payment is None:
+        raise Unbookable("The payment that is refunded was never recorded. Book both by hand, or neither.")
+    return (payment.id, Units(units - payment.refunded)) if units > payment.refunded else None
 
 
 def _units(event: PaymentEvent, currency: str) -> Units:
@@ -157,11 +161,3 @@ async def book_payment(
             raise
         # The invoice is not open, or another's: the money has come in all the same.
         await record_payment(connection, organization_id, replace(new, invoice_ids=None), now)
-
-
-async def book_refund(connection: AsyncConnection, event: PaymentEvent, units: Units, now: datetime) -> None:
-    """Book that `units` more of a payment were given back."""
-    payment = await find_reference(connection, event.provider, event.reference)
-    if payment is None:
-        raise Unbookable("The payment that is refunded was never recorded. Book both by hand, or neither.")
-    await refund(connection, payment.id, units, event.event_id, now)

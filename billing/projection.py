@@ -32,11 +32,12 @@ async def project(hot: HotStore, balance: Balance) -> bool:
 
 
 def shown(posted: Units) -> Units:
-    """A balance as the hot store may hold it: a debt too large to be compared exactly there is cut off.
+    """A balance as the hot store may hold it: what is too large to be compared exactly there is cut off.
 
-    Nothing is sold to such an organization either way: no credit limit reaches that far.
+    Nothing is sold to who has such a debt either way: no credit limit reaches that far. Grants do not come to more, but
+    an invoice may be paid after them.
     """
-    return max(posted, Units(-LARGEST_BALANCE_UNITS))
+    return Units(min(max(posted, -LARGEST_BALANCE_UNITS), LARGEST_BALANCE_UNITS))
 
 
 async def project_balance(connection: AsyncConnection, hot: HotStore, organization_id: UUID) -> None:

@@ -27,6 +27,7 @@ from models.ids import first_uuid7
 from models.usage import TokenUsage
 
 LONGEST_SPAN: Final = timedelta(days=400)
+_YEARS: Final = range(2000, 2200)
 _SLICE: Final = timedelta(days=1)
 _CLOCK_SLACK: Final = timedelta(days=1)
 """How far the time in a call's id may lie from its `created_at`: far more than it ever does."""
@@ -307,6 +308,10 @@ async def dry_run(
     if not timedelta(0) < end - start <= LONGEST_SPAN:
         raise InvalidRequest(
             "The span ends after it begins and is 400 days at most. Choose other instants.", param="to"
+        )
+    if start.year not in _YEARS or end.year not in _YEARS:
+        raise InvalidRequest(
+            f"The span must lie in the years {_YEARS.start} to {_YEARS.stop - 1}. Choose other instants.", param="from"
         )
     wanted = latest(drafts)
     connection = await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)

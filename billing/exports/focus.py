@@ -25,6 +25,7 @@ from billing.exports.documents import NUMBER, issued
 from billing.exports.focus_columns import COST_AND_USAGE_1_2, COST_AND_USAGE_1_4, FocusColumn, Form
 from billing.exports.frame import Export, Kind, Piece, Wanted
 from billing.months import bounds_of, month_of
+from models.invoice import LineKind
 from models.money import amount_text, exact_text, price_text
 
 ISSUER: Final = "The operator of this Tollgate"
@@ -184,6 +185,7 @@ def _month_rows(
                 InvoiceId=period.number,
             )
     if invoice is not None:
+        yield from period.rebates(invoice, sum(int(group.unbilled) for group in groups))
         yield from period.rounding_and_tax(invoice)
     for document in account.loose[month]:
         yield from period.document(document, account.originals.get(document.corrects))
@@ -266,8 +268,24 @@ class _Period:
             cells |= {"ChargeDescription": f"{_METERS[meter]} of {group.model}", "SkuId": f"{group.model}/{meter}"}
             yield self.row(billed_units, "Usage", f"{name}/{meter}", day=group.day, **common, **cells)
 
+    def rebates(self, invoice: Any, unbilled: int) -> Iterator[tuple[int, Row]]:
+        """What the quantity of a month saves. What that or corrections bring below zero is credit."""
+        rebate = 0
+        for seq, kind, description, amount, *_ in invoice.lines:
+            if kind == LineKind.REBATE:
+                rebate -= int(amount)
+                cells: Row = {"InvoiceId": invoice.number_text, "ChargeDescription": description}
+                yield self.row(int(amount), "Adjustment", f"{invoice.id}/rebate-{seq}", day=None, **cells)
+        if (returned := rebate - unbilled) > 0:
+            cells = {
+                "InvoiceId": invoice.number_text,
+                "ChargeDescription": "Given back as credit",
+                "EffectiveCost": amount_text(0, self.account.currency),
+            }
+            yield self.row(returned, "Adjustment", f"{invoice.id}/returned", day=None, **cells)
+
     def rounding_and_tax(self, invoice: Any) -> Iterator[tuple[int, Row]]:
-        """What the invoice of a month has besides its usage, which is all that its lines are about."""
+        """What the invoice of a month has besides its usage and rebates."""
         named = {"InvoiceId": invoice.number_text}
         if invoice.rounding:
             cells = named | {"ChargeDescription": "Rounding to the currency's smallest coin"}

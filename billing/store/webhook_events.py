@@ -75,15 +75,19 @@ async def mark_event(
 
 async def mark_told(connection: AsyncConnection, event: PaymentEvent) -> None:
     """Earlier events that could not be booked told of the same payment: nobody need look at them any more."""
+    is_told = [
+        webhook_event.c.provider == event.provider,
+        webhook_event.c.reference == event.reference,
+        webhook_event.c.kind == event.kind.value,
+        webhook_event.c.state == PaymentEventState.UNBOOKED.value,
+        webhook_event.c.event_id != event.event_id,
+    ]
+    if event.kind is PaymentKind.REFUNDED:
+        # Refunds tell sums: one that came late and is smaller has not told of the rest.
+        is_told += [webhook_event.c.amount_minor <= event.amount_minor, webhook_event.c.currency == event.currency]
     await connection.execute(
         update(webhook_event)
-        .where(
-            webhook_event.c.provider == event.provider,
-            webhook_event.c.reference == event.reference,
-            webhook_event.c.kind == event.kind.value,
-            webhook_event.c.state == PaymentEventState.UNBOOKED.value,
-            webhook_event.c.event_id != event.event_id,
-        )
+        .where(*is_told)
         .values(state=PaymentEventState.REPEATED.value, reason=f"Booked with the event {event.event_id}.")
     )
 
@@ -94,18 +98,14 @@ async def booked_payment(connection: AsyncConnection, provider: str, reference: 
         connection,
         select(webhook_event)
         .where(
-            *_booked(provider, reference, PaymentKind.SUCCEEDED),
+            webhook_event.c.provider == provider,
+            webhook_event.c.reference == reference,
+            webhook_event.c.kind == PaymentKind.SUCCEEDED.value,
+            webhook_event.c.state == PaymentEventState.BOOKED.value,
         )
         .order_by(webhook_event.c.id)
         .limit(1),
     )
-
-
-async def refunded_minor(connection: AsyncConnection, provider: str, reference: str) -> int:
-    """How much of a payment was refunded, as far as it is booked."""
-    statement = select(func.coalesce(func.max(webhook_event.c.amount_minor), 0))
-    refunds = statement.where(*_booked(provider, reference, PaymentKind.REFUNDED))
-    return int((await connection.execute(refunds)).scalar_one())
 
 
 async def list_events(
@@ -118,12 +118,3 @@ async def list_events(
     if organization_id is not None:
         statement = statement.where(webhook_event.c.organization_id == organization_id)
     return await fetch_page(connection, statement, webhook_event.c.id, page)
-
-
-def _booked(provider: str, reference: str, kind: PaymentKind) -> tuple[Any, ...]:
-    return (
-        webhook_event.c.provider == provider,
-        webhook_event.c.reference == reference,
-        webhook_event.c.kind == kind.value,
-        webhook_event.c.state == PaymentEventState.BOOKED.value,
-    )

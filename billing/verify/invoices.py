@@ -38,8 +38,8 @@ _USED: Final = """
       where posting.kind = 'charge_batch' group by 1, 2
 """
 _RATE: Final = "case when rounded > 0 then coalesce((tax_detail ->> 'rate_ppm')::numeric, 0) else 0 end"
-# A rebate lessens what is owed; what of it credit had paid is credit again.
-_OWED: Final = "coalesce(used.exact, 0) - least(coalesce(rebates.amount, 0), greatest(coalesce(used.exact, 0), 0))"
+# A rebate lessens what is owed; what is below zero by it, or by corrections, is credit.
+_OWED: Final = "greatest(coalesce(used.exact, 0) - coalesce(rebates.amount, 0), 0)"
 _ROUNDED: Final = _half_even("exact", "unit") + " * unit"
 _TAX_ON: Final = _half_even("rounded * rate", "1000000 * unit") + " * unit"
 _TAX_IN: Final = _half_even("rounded * rate", "(1000000 + rate) * unit") + " * unit"

@@ -16,11 +16,10 @@ from models.money import price_text
 
 
 def _month(value: Any) -> Any:
-    if isinstance(value, str):
-        if re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", value, re.ASCII) is None:
-            raise ValueError("must be a month such as '2026-11'")
-        return f"{value}-01"
-    return value
+    # A number would be taken for seconds since 1970, and so for any day of a month.
+    if not isinstance(value, str) or re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", value, re.ASCII) is None:
+        raise ValueError("must be a month such as '2026-11'")
+    return f"{value}-01"
 
 
 Month = Annotated[date, BeforeValidator(_month), Field(json_schema_extra={"type": "string", "example": "2026-11"})]

@@ -73,7 +73,13 @@ class Desk:
             )
 
     async def use(
-        self, tenant: Tenant, tokens: int, *, at: datetime | None = None, version_ids: tuple[UUID, ...] | None = None
+        self,
+        tenant: Tenant,
+        tokens: int,
+        *,
+        at: datetime | None = None,
+        version_ids: tuple[UUID, ...] | None = None,
+        ending: Ending = Ending.FINISHED,
     ) -> Charge:
         """A call of last month with as many tokens in (half of them cached) as out: 712.5 units of each; booked."""
         ended = at or BEGIN + timedelta(days=3)
@@ -85,7 +91,7 @@ class Desk:
         rates = request.rates if version_ids is None else await self._rates(version_ids)
         hold = Hold(replace(request, origin=origin, rates=rates))
         measured = Measured(TokenUsage(tokens, tokens, tokens // 2), UsageSource.BACKEND)
-        charge = close(hold, measured, ending=Ending.FINISHED, deployment="local", ended_at=ended)
+        charge = close(hold, measured, ending=ending, deployment="local", ended_at=ended)
         assert await self.shop.hot.settle(hold, charge)
         await book_shard(self.engine, self.shop.hot, tenant.shard)
         return charge
@@ -174,7 +180,8 @@ class Desk:
 
     async def pay(self, tenant: Tenant, amount: int, reference: str = "bank-1", **more: Any) -> Recorded:
         """Record a payment."""
-        new = NewPayment("manual", reference, Units(amount), more.pop("currency", "USD"), LATER, **more)
+        code, moment = more.pop("currency", "USD"), more.pop("received_at", LATER)
+        new = NewPayment("manual", reference, Units(amount), code, moment, **more)
         async with self.engine.begin() as connection:
             return await record_payment(connection, tenant.organization_id, new, LATER)
 

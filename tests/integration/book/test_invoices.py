@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
+from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from uuid import UUID
 
 import pytest
@@ -11,18 +14,22 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from billing import invoices
+from billing.exports import KINDS, Wanted, begin_export, stream
+from billing.exports.focus_check import check
 from billing.invoices import NewCreditNote, Policy
 from billing.months import bounds_of, next_month
+from billing.pricing import price
 from billing.rounding import divide_half_even
-from billing.settlement import void_grant
+from billing.settlement import correct, void_grant
 from billing.store.invoices import InvoiceFilter, all_invoices, find_invoice
 from billing.tax import TaxRule
 from models.catalog import Tier
 from models.errors import Conflict, InvalidRequest
 from models.invoice import AmendmentReason, Invoice, InvoiceState, LineKind, TaxTreatment
 from models.ledger import GrantKind
-from models.money import MilliUnits, Units
+from models.money import MilliUnits, Units, amount_text
 from models.tables import invoice, organization_balance, usage_day
+from models.usage import Ending, TokenUsage
 from tests.integration.book.desk import BEGIN, CENT, DOLLAR, END, LATER, MONTH, VAT, WON, Desk
 from tests.integration.book.shop import Shop, now
 
@@ -308,6 +315,7 @@ async def test_tiers_over_the_month_give_back_what_its_quantity_saves(desk: Desk
     assert nothing.total == 0
     assert await desk.posted(prepaid) == 5 * DOLLAR - calls[2].amount + 500_000 * 500
     await desk.clean()
+    assert await wrong_in_focus(desk, owed, nothing) == []
 
     async with desk.engine.begin() as connection:
         await invoices.void(connection, nothing.id, "once more", LATER)
@@ -321,9 +329,47 @@ async def test_tiers_over_the_month_give_back_what_its_quantity_saves(desk: Desk
     await desk.clean()
 
 
+async def wrong_in_focus(desk: Desk, *issued: Invoice) -> list[str]:
+    """What is wrong in the file for cost management, whose rows sum to what is to be paid of each invoice."""
+    export = await begin_export(desk.engine, KINDS["focus"], Wanted())
+    body = b"".join([piece async for piece in stream(desk.engine, export)])
+    due = {str(each.number_text): Decimal(amount_text(each.total, each.currency)) for each in issued}
+    return list(check("focus", io.StringIO(body.decode(), newline=""), due))
+
+
 async def void(desk: Desk, issued: Invoice) -> Invoice:
     async with desk.engine.begin() as connection:
         return await invoices.void(connection, issued.id, "no", LATER)
+
+
+async def test_a_month_below_zero_is_credit(desk: Desk) -> None:
+    """A journal knows of fewer tokens than a sweeper charged, after the month of the call was billed."""
+    tenant = await desk.customer()
+    call = await desk.use(tenant, 1_000_000, ending=Ending.RECOVERED)
+    billed = await desk.bill(tenant)
+    amount = price(TokenUsage(400_000, 400_000, 200_000), desk.shop.rates)
+    fewer = replace(call, input_tokens=400_000, output_tokens=400_000, cached_tokens=200_000)
+    journaled = replace(fewer, ending=Ending.FINISHED, amount=amount)
+    correction = await correct(desk.engine, desk.shop.hot, journaled)
+    assert correction is not None
+    before = await desk.posted(tenant)
+
+    following = next_month(MONTH)
+    at = bounds_of(following, "UTC")[1] + timedelta(days=2)
+    await desk.cut_off(tenant, following, at)
+    async with desk.engine.begin() as connection:
+        drafted = await invoices.draft(connection, tenant.organization_id, following, at, Policy())
+        assert drafted is not None
+        issued = await invoices.finalize(connection, drafted.id, at)
+    assert (issued.state, issued.total) == (InvoiceState.PAID, 0)
+    assert await desk.parked(tenant) is None
+    assert await desk.posted(tenant) == before
+    assert "unbilled" not in await desk.accounts(tenant)
+    async with desk.engine.connect() as connection:
+        rows = await connection.execute(text("select kind, remaining from credit_grant"))
+        assert [(row.kind, int(row.remaining)) for row in rows] == [("refund", -correction.amount)]
+    assert await wrong_in_focus(desk, billed, issued) == []
+    await desk.clean()
 
 
 # The safety stop -----------------------------------------------------------------------------------------------------

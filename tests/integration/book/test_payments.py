@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, date, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,12 +13,17 @@ from sqlalchemy import select, text, update
 
 from billing import invoices, payments
 from billing.invoices import NewCreditNote
+from billing.payments_in import take_event
+from billing.projection import project_all
 from billing.receivables import Bucket, age, state
 from billing.store.invoices import find_invoice
+from billing.store.pages import Page
 from billing.store.payments import account_entries, find_payment, open_items
+from billing.store.webhook_events import list_events
 from models.errors import Conflict, InvalidRequest, NotFound
 from models.invoice import Invoice, InvoiceState, Payment
-from models.money import Units
+from models.money import LARGEST_BALANCE_UNITS, Units
+from models.payment import PaymentEvent, PaymentEventState, PaymentKind
 from models.tables import book, posting
 from tests.integration.book.desk import CENT, DOLLAR, LATER, MONTH, VAT, Desk
 from tests.integration.book.shop import Shop, Tenant
@@ -132,6 +138,7 @@ async def test_a_payment_is_recorded_once(desk: Desk) -> None:
         pytest.param(10**17, {}, "larger than the ledger can hold", id="too much"),
         pytest.param(CENT, {"currency": "EUR"}, "must be in USD", id="another currency"),
         pytest.param(CENT, {"invoice_ids": (uuid4(),)}, "not an open invoice", id="an unknown invoice"),
+        pytest.param(CENT, {"received_at": datetime(1926, 11, 3, tzinfo=UTC)}, "in 1926", id="long before all books"),
     ],
 )
 async def test_impossible_payments_are_refused(desk: Desk, amount: int, more: dict[str, Any], told: str) -> None:
@@ -218,6 +225,45 @@ async def test_what_came_in_in_a_closed_period_is_posted_in_the_open_one(desk: D
     async with desk.engine.connect() as connection:
         query = select(posting.c.effective_at).where(posting.c.id == paid.posting_id)
         assert (await connection.execute(query)).scalar_one() == opened
+
+
+def told(tenant: Tenant, event_id: str, kind: PaymentKind, minor: int) -> PaymentEvent:
+    return PaymentEvent(
+        provider="stripe",
+        event_id=event_id,
+        kind=kind,
+        type=kind.value,
+        reference="pi_1",
+        organization_id=tenant.organization_id,
+        invoice_id=None,
+        amount_minor=minor,
+        currency="USD",
+        at=LATER,
+        digest=sha256(event_id.encode()).digest(),
+    )
+
+
+async def test_a_refund_that_waits_is_not_settled_by_a_smaller_one(desk: Desk) -> None:
+    tenant = await desk.customer()
+    await take_event(desk.engine, told(tenant, "evt_1", PaymentKind.SUCCEEDED, 1_000), LATER)
+    await desk.use(tenant, 1_000_000)
+    assert (await take_event(desk.engine, told(tenant, "evt_3", PaymentKind.REFUNDED, 950), LATER)).state == "unbooked"
+    assert (await take_event(desk.engine, told(tenant, "evt_2", PaymentKind.REFUNDED, 400), LATER)).state == "booked"
+    async with desk.engine.connect() as connection:
+        waiting, _ = await list_events(connection, Page(None, 10), PaymentEventState.UNBOOKED)
+    assert [event.event_id for event in waiting] == ["evt_3"]
+
+
+async def test_a_balance_beyond_the_largest_stops_no_worker(desk: Desk) -> None:
+    tenant, issued = await billed(desk)
+    for amount in (LARGEST_BALANCE_UNITS, issued.total):
+        await desk.shop.grant(tenant, amount)
+    await desk.pay(tenant, issued.total)
+    assert await desk.posted(tenant) == LARGEST_BALANCE_UNITS + issued.total
+    await project_all(desk.engine, desk.shop.hot, tenant.shard)
+    balance = await desk.shop.hot.balance(tenant.shard, tenant.organization_id)
+    assert balance is not None
+    assert balance.balance == LARGEST_BALANCE_UNITS
 
 
 # What is owed --------------------------------------------------------------------------------------------------------

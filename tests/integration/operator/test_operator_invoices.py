@@ -234,6 +234,7 @@ async def test_void_reissue_write_off_and_release(world: World, desk: Desk) -> N
         (f"/invoices/{NOBODYS}/finalize", None, 404, "no such invoice"),
         ("/invoices/run", {"month": "2026-13"}, 422, "such as '2026-11'"),
         ("/invoices/run", {"month": "2026-11-01"}, 422, "such as '2026-11'"),
+        ("/invoices/run", {"month": 1_760_054_400, "force": True}, 422, "such as '2026-11'"),
         ("/seller", _SELLER | {"tax_id": "DE1"}, 400, "VAT number of DE"),
         ("/seller", _SELLER | {"credit_note_series": "INV"}, 400, "two series"),
         ("/tax_rules", _VAT | {"rate": "-1"}, 400, "percentage"),

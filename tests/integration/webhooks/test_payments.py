@@ -122,6 +122,17 @@ async def test_refunds_of_parts_are_told_by_their_sum(payments: Payments, custom
     assert (await payments.shown("/verify"))["ok"]
 
 
+async def test_a_refund_that_a_person_recorded_is_not_booked_again(payments: Payments, customer: Customer) -> None:
+    await payments.tell(paid(customer))
+    (payment,) = (await payments.shown("/payments"))["data"]
+    await payments.made(f"/payments/{payment['id']}/refunds", {"amount": {"amount": "5.00", "currency": "USD"}})
+    assert await payments.tell(refunded(500, "evt_told_of_it")) == "repeated"
+    assert await payments.balance(customer) == 1499 * CENT
+    assert await payments.tell(refunded(1200, "evt_more")) == "booked"
+    assert await payments.balance(customer) == 799 * CENT
+    assert (await payments.shown("/verify"))["ok"]
+
+
 async def test_a_payment_for_an_invoice_that_is_not_open_is_credit(payments: Payments, customer: Customer) -> None:
     told = paid(customer)
     told["data"]["object"]["metadata"]["invoice_id"] = INVOICE
