@@ -321,6 +321,8 @@ def _repeat(exchange: Exchange, answer: CallAnswer) -> None:
         (b"x-request-id", str(answer.call_id).encode()),
         (b"idempotent-replayed", b"true"),
     ]
+    if ENDPOINTS[exchange.path] is Endpoint.MESSAGES:
+        headers.append((b"request-id", str(answer.call_id).encode()))
     exchange.answer(answer.status, headers, body)
 
 

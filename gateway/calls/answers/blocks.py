@@ -1,7 +1,12 @@
-"""The one choice of a chat as blocks: thoughts, text, tool calls, each made of pieces. Pure."""
+"""The one choice of a chat as blocks: thoughts, text, tool calls, each made of pieces. Pure.
+
+The APIs that know blocks tell one after another. Engines do so too, but a chat may let the pieces of parallel tool
+calls take turns: then a call waits until the one before it is whole.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -53,6 +58,8 @@ class Blocks:
         self._call_id = call_id
         self.all: list[Block] = []
         self._tools: dict[int, Block] = {}
+        self._told: Block | None = None
+        self._waiting: deque[Block] = deque()
         self.finish: str | None = None
         self.stop: str | None = None
 
@@ -73,9 +80,17 @@ class Blocks:
             (BlockKind.REFUSAL, delta.refusal),
         ):
             if piece:
+                yield from self.rest()
                 yield self._said(kind, piece, choice if kind is BlockKind.TEXT else None)
         for place, call in enumerate(delta.tool_calls or ()):
-            yield self._called(call, place)
+            yield from self._called(call, place)
+        if choice.finish_reason is not None:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Step]:
+        """The calls that waited for others: nothing more comes of those."""
+        while self._waiting:
+            yield self._next()
 
     def _said(self, kind: BlockKind, piece: str, choice: Choice | None) -> Step:
         is_new = not self.all or self.all[-1].kind is not kind
@@ -89,7 +104,7 @@ class Blocks:
         block.logprobs += told
         return Step(block, piece, is_new, told)
 
-    def _called(self, call: ToolCall, place: int) -> Step:
+    def _called(self, call: ToolCall, place: int) -> Iterator[Step]:
         index = place if call.index is None else call.index
         block = self._tools.get(index)
         is_new = block is None
@@ -100,7 +115,22 @@ class Blocks:
             self.all.append(block)
         piece = ""
         if call.function is not None:
-            block.name += call.function.name or ""
+            # It comes once; an engine that tells it with each piece means the same one.
+            block.name = block.name or call.function.name or ""
             piece = call.function.arguments or ""
             block.pieces.append(piece)
-        return Step(block, piece, is_new, [])
+        if is_new:
+            self._waiting.append(block)
+        elif block is self._told:
+            yield Step(block, piece, False, [])
+        while self._waiting and (self._told is None or _is_whole(self._told)):
+            yield self._next()
+
+    def _next(self) -> Step:
+        block = self._told = self._waiting.popleft()
+        return Step(block, block.text, True, [])
+
+
+def _is_whole(call: Block) -> bool:
+    """Whether nothing can be missing of a call's arguments."""
+    return call.text.rstrip().endswith("}") and read_any(call.text.encode()) is not None

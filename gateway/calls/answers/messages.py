@@ -41,7 +41,11 @@ class WholeMessage(Conversation):
             return {"stop_reason": "max_tokens", "stop_sequence": None}
         if self.blocks.stop is not None and self.blocks.stop in self.request.body.get("stop", ()):
             return {"stop_reason": "stop_sequence", "stop_sequence": self.blocks.stop}
-        return {"stop_reason": _STOPS.get(self.blocks.finish or "stop", "end_turn"), "stop_sequence": None}
+        reason = _STOPS.get(self.blocks.finish or "stop", "end_turn")
+        if reason == "end_turn" and any(block.kind is BlockKind.TOOL for block in self.blocks.all):
+            # A chat ends with `stop` where the client had named the tool.
+            reason = "tool_use"
+        return {"stop_reason": reason, "stop_sequence": None}
 
 
 class MessageStream(WholeMessage):
@@ -87,6 +91,7 @@ class MessageStream(WholeMessage):
     def end(self, end: End) -> bytes:
         """The end of the last block and of the message, with the usage."""
         begin = b"" if self._has_begun else self._begin()
+        begin += b"".join(piece for step in self.blocks.rest() for piece in self._tell(step))
         delta = {"type": "message_delta", "delta": self._stop(end), "usage": _usage(end)}
         return begin + self._close() + sse(delta) + sse({"type": "message_stop"})
 

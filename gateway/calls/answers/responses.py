@@ -148,6 +148,7 @@ class ResponseStream(WholeResponse):
     def end(self, end: End) -> bytes:
         """The end of the last item and of the response, with the usage."""
         begin = b"" if self._number else self._begin()
+        begin += b"".join(piece for step in self.blocks.rest() for piece in self._tell(step))
         response = self.response(end)
         last = self._close(response["status"])
         return begin + last + self._event(f"response.{response['status']}", response=response)
