@@ -49,6 +49,19 @@ def test_migrate_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(["migrate"], GOOD, monkeypatch).startswith("Set TOLLGATE_OWNER_DATABASE_URL (")
 
 
+@pytest.mark.parametrize("url", ["localhost", "postgresql://owner@localhost:port/tollgate"])
+def test_migrate_says_how_its_setting_is_written(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = told(["migrate"], {"TOLLGATE_OWNER_DATABASE_URL": url}, monkeypatch)
+    assert "postgresql://ROLE:PASSWORD@HOST:5432/DATABASE" in output
+
+
+def test_migrate_says_that_nobody_answers() -> None:
+    owner = {"TOLLGATE_OWNER_DATABASE_URL": "postgresql://owner:secret@127.0.0.1:1/none"}
+    result = CliRunner().invoke(make_app(), ["migrate"], env=owner)
+    assert (result.exit_code, "secret" in result.output) == (1, False)
+    assert result.output.startswith("Postgres does not answer (")
+
+
 def test_up_refuses_a_clock_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Correct TOLLGATE_CLOCK" in told(["up"], {"TOLLGATE_CLOCK": "next month"}, monkeypatch)
 
