@@ -18,6 +18,7 @@ from sqlalchemy import insert
 from typer.testing import CliRunner
 
 from gateway.cli import operate
+from gateway.cli.addresses import STRANGE_KEY
 from models.ids import uuid7
 from models.tables import charge
 from tests.integration.operator.world import World
@@ -146,9 +147,17 @@ async def test_refusals_are_sentences(command_line: CommandLine, world: World) -
     assert "decimal" in output
     code, output = await command_line.run("org", "list", TOLLGATE_OPERATOR_KEY="tg_op_wrong")
     assert code == 1
-    assert "No valid API key" in output
+    assert output == f"The gateway at {command_line.url} {STRANGE_KEY}\n"
+    code, output = await command_line.run("price", "set", "no-such-model", "--input", "1")
+    assert (code, output) == (2, "Refused: There is no such model.\n")
     code, output = await command_line.run("org", "close", organization["id"])
     assert code == 1, "nobody said yes"
+
+
+@pytest.mark.usefixtures("open_shards")
+async def test_a_change_without_a_change_shows_what_there_is(command_line: CommandLine, world: World) -> None:
+    organization = await world.organization()
+    assert await command_line.answer("org", "update", organization["id"]) == organization
 
 
 async def test_the_way_in_is_found_in_up_json(command_line: CommandLine, world: World, tmp_path: Path) -> None:
@@ -283,6 +292,7 @@ async def test_an_operator_moves_callers_and_plans_maintenance(command_line: Com
         assert [each["id"] for each in found["models"]] == ["one"]
         taken = await command_line.answer("backend", "take", backend["name"], "--model", "one")
         assert taken["known"] == ["one"]
+        assert (await command_line.answer("backend", "take", backend["name"]))["known"] == ["one"]
     published = await command_line.answer("price", "markup", "one", "12.5", "--input", "0.10", "--output", "0.40")
     assert [each["price_per_million"] for each in published["data"]] == ["0.112500", "0.450000"]
     await command_line.answer("model", "add", "two", "--backend", backend["name"], "--context-length", "4096")
