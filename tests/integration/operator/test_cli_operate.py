@@ -211,6 +211,24 @@ async def test_a_price_list_goes_out_and_comes_back(command_line: CommandLine, w
     assert output.startswith("Refused: Line 2: meter must be one of")
 
 
+async def test_prices_that_are_set_together_begin_at_one_moment_or_not_at_all(
+    command_line: CommandLine, world: World
+) -> None:
+    await world.model()
+    later = ("--input", "2", "--from", "2099-01-01")
+    first = await command_line.answer("price", "set", "tiny", "--input", "1", "--request", "250")
+    assert len({price["effective_from"] for price in first}) == 1
+    assert [price["price_per_million"] for price in first] == ["1.000000", "250.000000"]
+    code, output = await command_line.run("price", "set", "tiny", "--output", "a lot", *later)
+    assert (code, output) == (2, "--output: an amount is a decimal string such as '12.34', not 'a lot'.\n")
+    await command_line.answer("price", "set", "tiny", "--output", "3", "--from", "2099-01-01")
+    code, output = await command_line.run("price", "set", "tiny", "--output", "4", *later)
+    assert (code, "Nothing was published." in output) == (2, True)
+    assert await world.count("price_version") == 3
+    unchanged = await command_line.run("price", "set", "tiny", "--input", "1")
+    assert unchanged == (0, "In force already: 1.\n")
+
+
 async def test_a_dry_run_shows_each_organization(command_line: CommandLine, world: World, tmp_path: Path) -> None:
     await world.model()
     await command_line.answer("price", "set", "tiny", "--input", "0.15", "--output", "0.60")
