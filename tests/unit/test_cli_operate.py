@@ -53,7 +53,7 @@ def test_all_the_agreed_commands_are_there() -> None:
     agreed = {
         "org": ["create", "list", "show", "update", "grant", "balance", "close", "route"],
         "project": ["create", "list"],
-        "key": ["create", "list", "rotate", "revoke"],
+        "key": ["create", "list", "rotate", "revoke", "operator"],
         "model": ["add", "list", "deploy", "fallback", "remove"],
         "backend": ["add", "list", "discover", "take", "remove"],
         "alias": ["add", "list", "move", "back", "remove"],

@@ -21,9 +21,10 @@ from gateway.cli import operate
 from gateway.cli.addresses import STRANGE_KEY
 from models.ids import uuid7
 from models.tables import charge
+from tests.conftest import Database
 from tests.integration.operator.world import World
 from tests.integration.test_up_discovery import serving
-from tests.rooms import on_free_port
+from tests.rooms import PEPPER, on_free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +109,23 @@ async def test_a_customer_from_the_first_command_to_the_last(command_line: Comma
     assert closed["closed_at"] is not None
     assert await command_line.answer("org", "list") == [closed]
     assert await command_line.answer("org", "show", organization["id"]) == closed
+
+
+async def test_the_first_operator_key_comes_from_the_settings_of_a_gateway(
+    command_line: CommandLine, world: World, postgres: Database
+) -> None:
+    organization = await world.organization()
+    settings = {"TOLLGATE_DATABASE_URL": postgres.app_url, "TOLLGATE_REDIS_URL": "redis://127.0.0.1:1"}
+    settings["TOLLGATE_KEY_PEPPER"] = PEPPER.decode()
+    code, output = await command_line.run("key", "operator", "Ada", "--json", **settings)
+    assert code == 0, output
+    first = json.loads(output)
+    code, output = await command_line.run("org", "list", "--json", TOLLGATE_OPERATOR_KEY=first["value"])
+    assert (code, json.loads(output)) == (0, [organization])
+
+    away = settings | {"TOLLGATE_DATABASE_URL": "postgresql://app:s3cr3t@127.0.0.1:1/none"}
+    code, output = await command_line.run("key", "operator", "Ada", **away)
+    assert (code, "no key was made" in output, "s3cr3t" in output) == (1, True, False)
 
 
 async def test_a_model_from_its_server_to_its_price(command_line: CommandLine) -> None:
