@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from billing.store import keys as stored
+from billing.store.engine import make_engine
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -88,6 +89,16 @@ async def issue_operator_key(
         now=now or datetime.now(UTC),
     )
     return key_id, minted.value
+
+
+async def issue_operator_key_at(database_url: str, name: str, pepper: str) -> tuple[UUID, str]:
+    """The same on a connection of its own; raises `SQLAlchemyError` or `OSError` where the database cannot be used."""
+    engine = make_engine(database_url, pool_size=1)
+    try:
+        async with engine.begin() as connection:
+            return await issue_operator_key(connection, name, pepper.encode())
+    finally:
+        await engine.dispose()
 
 
 def seal(value: str, pepper: bytes) -> str:

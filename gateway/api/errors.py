@@ -74,9 +74,18 @@ _TYPES: Final = {
 }
 _CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
 _ROUTE_SENTENCES: Final = {
-    404: "There is no such route. Check the method and the path; unknown routes are never passed on.",
+    404: "There is no such route. Check the method and the path (the base URL of OpenAI's clients ends with /v1); "
+    "unknown routes are never passed on.",
     405: "This route exists, but not for this method.",
 }
+_NO_OBJECT: Final = "Send a body that is a JSON object, as content-type application/json."
+_IS_NO_OBJECT: Final = frozenset({"missing", "model_attributes_type"})
+_REASONS: Final = {
+    "uuid_parsing": "must be an id, as lists and answers show it",
+    "model_attributes_type": "must be an object",
+    "extra_forbidden": "there is no such field here",
+}
+"""What is said instead of pydantic's own words, by the type of the error."""
 _INTERNAL: Final = "Something went wrong on our side. Try again, and report the request id if it happens again."
 _KEY: Final = re.compile(r"\btg_[a-z]+_\w+", re.ASCII)
 _SECRET_NAMES: Final = re.compile(r"credential|password|secret|authorization|(^|[._])(api_key|key|token)$", re.I)
@@ -235,10 +244,14 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))[:200]
-    # What pydantic says may quote the value, so a field that holds a secret gets no more than its name.
-    reason = (
-        "the value is not valid" if _SECRET_NAMES.search(param) else str(first["msg"]).removeprefix("Value error, ")
-    )
+    if first["type"] == "json_invalid" or (first["loc"] == ("body",) and first["type"] in _IS_NO_OBJECT):
+        told = _told(_NO_OBJECT, "invalid_request_error", None, "invalid_value")
+        return _response(_rendered(422, told, request_id_of(request.scope), request.url.path, []))
+    if _SECRET_NAMES.search(param):
+        # What pydantic says may quote the value, so a field that holds a secret gets no more than its name.
+        reason = "the value is not valid"
+    else:
+        reason = _REASONS.get(first["type"], str(first["msg"]).removeprefix("Value error, "))
     told = _told(f"{param or 'body'}: {reason}", "invalid_request_error", param or None, "invalid_value")
     return _response(_rendered(422, told, request_id_of(request.scope), request.url.path, []))
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends
 
 from gateway.auth import require_api_key
+from gateway.backends import DIALECTS
 from gateway.parts import Parts, parts_of
 from models.account import Principal
 from models.call import Endpoint
-from models.catalog import Catalog, Meter, Model, PricedAs, PriceVersion, Scheme
+from models.catalog import Catalog, Deployment, Meter, Model, PricedAs, PriceVersion, Scheme
 from models.errors import ModelNotFound
 from models.money import price_each_text, price_text
 
@@ -92,10 +93,27 @@ def _shape(model: Model, caller: Principal, catalog: Catalog, now: datetime) -> 
         "owned_by": "tollgate",
         "context_length": context_length,
         "max_output_tokens": 0 if makes_vectors else context_length,
-        "endpoints": [str(Endpoint.EMBEDDINGS)] if makes_vectors else [str(each) for each in Endpoint],
+        "endpoints": [
+            str(each)
+            for each in ([Endpoint.EMBEDDINGS] if makes_vectors else Endpoint)
+            if all(_has(_deployments(one, caller, catalog), each) for one in serving)
+        ],
         "capabilities": sorted(capabilities),
         "pricing": _pricing(catalog.versions(caller.price_book, caller.currency, model.id, now), caller.currency),
     }
+
+
+def _deployments(model: Model, caller: Principal, catalog: Catalog) -> Sequence[Deployment]:
+    """The deployments that serve the caller's calls of a model: its own, else those of its fallback."""
+    own = catalog.deployments(model, caller.organization_id)
+    if own or model.fallback is None:
+        return own
+    return catalog.deployments(catalog.models[model.fallback.model], caller.organization_id)
+
+
+def _has(deployments: Sequence[Deployment], endpoint: Endpoint) -> bool:
+    """Whether an engine among them has the endpoint; the others are not asked for it."""
+    return any(endpoint not in DIALECTS[each.backend.kind].lacks for each in deployments)
 
 
 def _pricing(versions: dict[Meter, PriceVersion], currency: str) -> dict[str, Any]:

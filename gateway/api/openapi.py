@@ -129,8 +129,9 @@ def describe_calls(api: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
             page = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
-            for endpoint in _ENDPOINTS:
-                page["paths"].setdefault(str(endpoint), {})["post"] = _operation(endpoint)
+            calls = {str(endpoint): {"post": _operation(endpoint)} for endpoint in _ENDPOINTS}
+            # First, because a page shows what is called in the order of its paths.
+            page["paths"] = {path: calls.get(path, {}) | page["paths"].get(path, {}) for path in calls | page["paths"]}
             page["components"]["schemas"] |= _ERROR_SCHEMAS
             for path, operations in page["paths"].items():
                 for operation in operations.values():

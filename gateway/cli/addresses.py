@@ -13,6 +13,7 @@ import typer
 DATA_DIRECTORY = Path(".tollgate")
 FAILED = 1
 USAGE = 2
+STRANGE_KEY = "does not know this operator key. Check --operator-key, TOLLGATE_OPERATOR_KEY and --data-dir."
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,10 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(data_dir: DataDirectory = DATA_DIRECTORY, as_json: Json = False) -> None:
-    """Check on live data that the ledger keeps its promises, P1 to P6; exit code 1 where one does not hold.
+    """Check on live data that the ledger keeps its promises, P1 to P7; exit code 1 where one does not hold.
 
-    Calls may run meanwhile. Each check says what it compared, and names the first rows that contradict it. P7 is about
-    invoices, which are not there yet; for P8 there is `tollgate reconcile`.
+    Calls may run meanwhile. Each check says what it compared, and names the first rows that contradict it. For P8
+    there is `tollgate reconcile`.
 
     Example: `tollgate verify --json`
     """

@@ -13,10 +13,11 @@ from uuid import uuid4
 
 import httpx
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 
-from gateway.cli.addresses import DATA_DIRECTORY, FAILED, USAGE, end, find_operated
+from gateway.cli.addresses import DATA_DIRECTORY, FAILED, STRANGE_KEY, USAGE, end, find_operated
 
 Url: TypeAlias = Annotated[str | None, typer.Option(help="Address of the gateway; else TOLLGATE_URL.")]
 Key: TypeAlias = Annotated[str | None, typer.Option("--operator-key", help="Better in TOLLGATE_OPERATOR_KEY.")]
@@ -27,6 +28,7 @@ Answer: TypeAlias = dict[str, Any]
 
 _TIMEOUT: Final = httpx.Timeout(30)
 _PAGE: Final = 100
+_ENDLESS: Final = 10_000
 _USAGE_STATUSES: Final = frozenset({400, 404, 422})
 
 
@@ -47,8 +49,9 @@ class OperatorClient:
 
         It carries an Idempotency-Key, so that it can be sent again when the answer was lost on its way.
         """
-        given = {name: value for name, value in (body or {}).items() if nulls or value is not None}
-        return self._answered("POST", path, json=given or None, headers={"idempotency-key": str(uuid4())})
+        # A body without a field is still one: only a route that takes none gets none.
+        given = None if body is None else {name: value for name, value in body.items() if nulls or value is not None}
+        return self._answered("POST", path, json=given, headers={"idempotency-key": str(uuid4())})
 
     def file(self, path: str, **query: str | None) -> httpx.Response:
         """The answer of a GET below /operator/v1 that is a file, with its headers."""
@@ -97,6 +100,8 @@ class OperatorClient:
 
     def _refused(self, response: httpx.Response) -> NoReturn:
         answer = self._parsed(response)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            end(f"The gateway at {self._address()} {STRANGE_KEY}", FAILED)
         try:
             message, param = answer["error"]["message"], answer["error"]["param"]
         except (KeyError, TypeError):
@@ -116,8 +121,10 @@ class OperatorClient:
                 # A connection that broke midway: repeating is safe, see `post`.
                 return self.http.request(method, path, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            address = str(self.http.base_url).removesuffix("/operator/v1/")
-            end(f"The gateway at {address} does not answer ({type(error).__name__}). Is it running?", FAILED)
+            end(f"The gateway at {self._address()} does not answer ({type(error).__name__}). Is it running?", FAILED)
+
+    def _address(self) -> str:
+        return str(self.http.base_url).removesuffix("/operator/v1/")
 
 
 @contextmanager
@@ -142,6 +149,8 @@ def _text(answer: Answer, column: str) -> str:
             return ""
         case {"amount": amount, "currency": currency}:
             return f"{amount} {currency}"
+        case {"healthy": healthy, "reason": reason}:
+            return "healthy" if healthy else f"failing: {reason}"
         case dict():
             return ", ".join(f"{name} {each}" for name, each in value.items() if each is not None)
         case list():
@@ -173,10 +182,29 @@ def _print_table(rows: Sequence[Sequence[str]], columns: Sequence[str] | None) -
     console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
     if not rows:
         console.print("Nothing there yet.")
-        return
-    table = Table(box=None, show_header=columns is not None, pad_edge=False, header_style="bold")
-    for column in columns or ("", ""):
-        table.add_column(column.replace("_", " "), overflow="fold")
+    elif columns is None:
+        console.print(_table(rows))
+    else:
+        console.print(_fitted(rows, [column.replace("_", " ") for column in columns], console))
+
+
+def _fitted(rows: Sequence[Sequence[str]], heads: Sequence[str], console: Console) -> RenderableType:
+    """A table that leaves ids and moments whole: without its empty columns if need be, else each object by itself."""
+    whole = _table(rows, heads)
+    if console.measure(whole, options=console.options.update_width(_ENDLESS)).maximum <= console.width:
+        return whole
+    told = [at for at, _ in enumerate(heads) if any(row[at] for row in rows)]
+    narrow = _table([[row[at] for at in told] for row in rows], [heads[at].replace(" ", "\n") for at in told])
+    if console.measure(narrow, options=console.options.update_width(_ENDLESS)).minimum <= console.width:
+        return narrow
+    return Group(*(Padding(_table([[heads[at], row[at]] for at in told if row[at]]), (0, 0, 1, 0)) for row in rows))
+
+
+def _table(rows: Sequence[Sequence[str]], heads: Sequence[str] | None = None) -> Table:
+    table = Table(box=None, show_header=heads is not None, pad_edge=False, header_style="bold")
+    for at, head in enumerate(heads or ("", "")):
+        is_whole = heads is not None and not any(" " in row[at] for row in rows)
+        table.add_column(head, overflow="fold", no_wrap=is_whole)
     for row in rows:
         table.add_row(*(each.replace("[", "\\[") for each in row))
-    console.print(table)
+    return table

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from csv import writer as csv_writer
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import quote
@@ -15,6 +17,8 @@ from gateway.cli.operator_client import Answer, AsJson, DataDirectory, Key, Oper
 from gateway.cli.sales import ModelName
 from gateway.cli.tenants import CurrencyCode, instant
 from models.catalog import Meter
+from models.errors import InvalidAmount
+from models.money import parse_price, parse_price_each, price_each_text, price_text
 
 price = typer.Typer(help="Prices: published and succeeded, never edited.", no_args_is_help=True)
 
@@ -55,8 +59,8 @@ def set_price(
 ) -> None:
     """Publish prices of a model, per million tokens (or requests), per image or second of audio.
 
-    What was in force ends where they begin. Tiers, packages and whole price lists are published with
-    `tollgate price import`.
+    All of them begin at one moment, or none is published. What was in force ends there; a price that says what is in
+    force is left alone. Tiers, packages and whole price lists are published with `tollgate price import`.
 
     Example: `tollgate price set llama-3 --input 0.15 --cached-input 0.075 --output 0.60`
     """
@@ -67,15 +71,38 @@ def set_price(
         Meter.CACHE_WRITE: cache_write,
         Meter.REASONING: reasoning,
         Meter.REQUEST: request,
+        Meter.IMAGE: image,
+        Meter.AUDIO_SECOND: audio_second,
+        Meter.MINIMUM: minimum,
     }
-    prices = [{"meter": meter.value, "price_per_million": text} for meter, text in given.items() if text is not None]
-    each = {Meter.IMAGE: image, Meter.AUDIO_SECOND: audio_second, Meter.MINIMUM: minimum}
-    prices += [{"meter": meter.value, "price_each": text} for meter, text in each.items() if text is not None]
-    if not prices:
+    stated = {meter: _each_or_per_million(meter, text, currency) for meter, text in given.items() if text is not None}
+    if not stated:
         end("Give at least one price, such as --input 0.15 --output 0.60.", USAGE)
-    common = {"model": model, "currency": currency.value, "book": book, "effective_from": instant(start)}
     with operator_client(data_dir, url, operator_key, as_json) as client:
-        _show(client, [client.post("/prices", common | price) for price in prices])
+        client.get(f"/models/{quote(model)}")
+        # As a list: all of them at one moment or none, so that no call is priced by the half of them.
+        lines = [("book", "model", "currency", "effective_from", "meter", "price")]
+        lines += [
+            (book, model, currency.value, instant(start) or "", meter.value, text) for meter, text in stated.items()
+        ]
+        file = StringIO()
+        csv_writer(file).writerows(lines)
+        done = client.send("/prices/import", file.getvalue().encode(), "text/csv")
+        if done["published"] or as_json:
+            _show(client, done["published"])
+        if done["unchanged"] and not as_json:
+            typer.echo(f"In force already: {done['unchanged']}.")
+
+
+def _each_or_per_million(meter: Meter, text: str, currency: CurrencyCode) -> str:
+    """The text of a price as price lists have it, where requests are priced one by one; ends for what is no price."""
+    try:
+        if meter in (Meter.IMAGE, Meter.AUDIO_SECOND, Meter.MINIMUM):
+            return price_each_text(parse_price_each(text, currency), currency)
+        price = parse_price(text, currency)
+    except InvalidAmount as error:
+        end(f"--{meter.replace('_', '-')}: {error.message}.", USAGE)
+    return price_each_text(price, currency) if meter is Meter.REQUEST else price_text(price, currency)
 
 
 @price.command("list")

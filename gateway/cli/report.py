@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from billing.exports import EXCEL_ROWS, KINDS
 from billing.exports.focus_check import DATA_SETS
 from billing.exports.focus_check import check as check_focus
-from gateway.cli.addresses import DATA_DIRECTORY, FAILED, USAGE, end, find_operated
+from gateway.cli.addresses import DATA_DIRECTORY, FAILED, STRANGE_KEY, USAGE, end, find_operated
 
 _TIMEOUT = httpx.Timeout(30, read=300)
 _FAULTS_SHOWN = 20
@@ -178,6 +178,8 @@ def _progress() -> Progress:
 def _demand_success(answer: httpx.Response) -> None:
     if answer.status_code < 400:
         return
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        end(f"The gateway {STRANGE_KEY}", FAILED)
     try:
         message = answer.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):

@@ -11,7 +11,9 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
+from alembic.util import CommandError
 from pydantic import ValidationError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from gateway.cli.addresses import DATA_DIRECTORY, FAILED, USAGE, end
 from gateway.settings import Settings
@@ -93,7 +95,19 @@ def migrate(
     from migrations.run import migrate as bring_up
 
     role = role or urlsplit(os.environ.get("TOLLGATE_DATABASE_URL", "")).username or _DEFAULT_ROLE
-    bring_up(owner_url, role)
+    try:
+        bring_up(owner_url, role)
+    except (ArgumentError, ValueError):
+        end("Correct TOLLGATE_OWNER_DATABASE_URL: write it as postgresql://ROLE:PASSWORD@HOST:5432/DATABASE.", USAGE)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        end(f"Postgres does not answer ({why}). Start it, or correct TOLLGATE_OWNER_DATABASE_URL.", FAILED)
+    except DBAPIError as error:
+        # The driver's own words are one step below, without the name of its class.
+        told = error.orig and error.orig.__cause__
+        end(f"Postgres refused, and nothing has changed: {told or error.orig}", FAILED)
+    except CommandError as error:
+        end(f"Nothing has changed: {error}. Run the newest Tollgate that this database has seen.", FAILED)
     typer.echo(f"The database has schema {head()}, and the role {role} has its rights.")
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.cli.addresses import DATA_DIRECTORY, USAGE, end
+from gateway.cli.addresses import DATA_DIRECTORY, FAILED, USAGE, end
 from gateway.cli.operator_client import AsJson, DataDirectory, Key, Url, operator_client
+from gateway.cli.run import read_settings
+from gateway.keys import issue_operator_key_at
 from models.account import BillingMode
 from models.ledger import GrantKind
 
@@ -34,6 +39,7 @@ _BILLED = ("legal_name", "country", "tax_id", "address", "email", "language", "p
 _PROJECT = ("id", "name", "limits", "created_at", "archived_at")
 _KEY = ("id", "name", "redacted_value", "models", "limits", "created_at", "expires_at", "revoked_at", "last_used_at")
 _GRANT = ("id", "kind", "amount", "remaining", "priority", "expires_at")
+_LONGEST_NAME = 200
 _BALANCE = ("balance", "held", "credit_limit", "available")
 
 
@@ -318,6 +324,34 @@ def revoke_key(
     """
     with operator_client(data_dir, url, operator_key, as_json) as client:
         client.show(client.post(f"/projects/{project}/api_keys/{key}/revoke"), _KEY)
+
+
+@key.command("operator")
+def issue_operator_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    as_json: AsJson = False,
+) -> None:
+    """Issue an operator key where there is none to ask with: in the database, with the settings of a gateway.
+
+    Its value is shown this once. Whoever can read these settings (`TOLLGATE_DATABASE_URL`, `TOLLGATE_KEY_PEPPER`) can
+    do this. More operators get their keys at `POST /operator/v1/operator_keys`.
+
+    Example: `tollgate key operator "Ada"`
+    """
+    if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
+        end(f"A name has 1 to {_LONGEST_NAME} characters, on one line.", USAGE)
+    settings = read_settings()
+    database_url, pepper = settings.database_url.get_secret_value(), settings.key_pepper.get_secret_value()
+    try:
+        key_id, value = asyncio.run(issue_operator_key_at(database_url, name, pepper))
+    except (SQLAlchemyError, OSError, ValueError) as error:
+        end(
+            f"The database cannot be used ({type(error).__name__}), and no key was made."
+            " Run `tollgate migrate` if it is new, else `tollgate doctor` to see why.",
+            FAILED,
+        )
+    answer = {"value": value, "id": str(key_id), "name": name}
+    typer.echo(json.dumps(answer) if as_json else "\n".join(f"{word:5}  {text}" for word, text in answer.items()))
 
 
 def instant(text: str | None) -> str | None:

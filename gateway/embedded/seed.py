@@ -14,10 +14,9 @@ from typing import Any
 
 import httpx
 
-from billing.store.engine import make_engine
 from gateway.discovery import FoundBackend, ServedModel
 from gateway.embedded.errors import CannotStart
-from gateway.keys import issue_operator_key
+from gateway.keys import issue_operator_key_at
 
 ORGANIZATION = "Demo"
 GRANT = {"amount": "5", "currency": "USD"}
@@ -40,7 +39,7 @@ def fill(
     """Set up what is missing; the part of `up.json` about keys and models. `earlier` is the last `up.json`, if any."""
     operator_key = earlier.get("operator_key")
     if not operator_key or not _works(base_url, "/operator/v1/backends", operator_key):
-        operator_key = asyncio.run(_issue_operator_key(database_url, pepper))
+        _, operator_key = asyncio.run(issue_operator_key_at(database_url, "up", pepper))
     with _Operator(base_url, operator_key) as operator:
         _add_catalog(operator, backends, tokenizer)
         organization = _add_organization(operator)
@@ -117,16 +116,6 @@ def _is_named(name: str, one: Mapping[str, Any]) -> bool:
 def _works(base_url: str, path: str, key: str) -> bool:
     headers = {"authorization": f"Bearer {key}"}
     return httpx.get(base_url + path, headers=headers, timeout=_TIMEOUT_SECONDS, trust_env=False).is_success
-
-
-async def _issue_operator_key(database_url: str, pepper: str) -> str:
-    engine = make_engine(database_url, pool_size=1)
-    try:
-        async with engine.begin() as connection:
-            _, value = await issue_operator_key(connection, "up", pepper.encode())
-    finally:
-        await engine.dispose()
-    return value
 
 
 class _Operator:

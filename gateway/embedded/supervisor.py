@@ -121,6 +121,8 @@ class Supervisor:
         }
         self._write_up_file()
         self._say(welcome(self._facts, self._options.data_directory, time.monotonic() - self._began))
+        if self._options.clock is not None:
+            self._say(f"The billing clock began at {self._options.clock.isoformat()}, because TOLLGATE_CLOCK says so.")
 
     def watch(self) -> NoReturn:
         """Start again what ends, until we are interrupted. Raises `CannotStart` when a part ends too often."""
@@ -293,21 +295,25 @@ class Supervisor:
 
 def welcome(facts: dict[str, Any], directory: Path, seconds: float) -> str:
     """What `up` prints when it is ready; both examples can be pasted as they are."""
+    model, messages = facts["model"], '[{"role": "user", "content": "Hello"}]'
     return f"""
 Tollgate is ready at {facts["base_url"]} (after {seconds:.1f} s). Your first call:
 
 curl {facts["base_url"]}/v1/chat/completions \\
   -H "Authorization: Bearer {facts["api_key"]}" \\
   -H "Content-Type: application/json" \\
-  -d '{{"model": "{facts["model"]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+  -d '{{"model": "{model}", "messages": {messages}}}'
 
 The same in Python:
 
 from openai import OpenAI
-client = OpenAI(base_url="{facts["base_url"]}/v1", api_key="{facts["api_key"]}")
-answer = client.chat.completions.create(model="{facts["model"]}", messages=[{{"role": "user", "content": "Hello"}}])
-print(answer.choices[0].message.content, answer.usage)
 
+client = OpenAI(base_url="{facts["base_url"]}/v1", api_key="{facts["api_key"]}")
+answer = client.chat.completions.with_raw_response.create(model="{model}", messages={messages})
+print(answer.parse().choices[0].message.content)
+print("receipt:", answer.headers["x-request-id"])
+
+Receipts             {facts["base_url"]}/v1/calls/REQUEST-ID with the same key, for what a call cost
 Keys and addresses   {directory / "up.json"}
 Logs                 {directory / "logs"}
 API reference        {facts["base_url"]}/docs

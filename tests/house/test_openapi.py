@@ -23,3 +23,9 @@ def test_every_operation_says_what_it_does() -> None:
     assert all(operation["summary"] for operation in operations)
     names = [operation["operationId"] for operation in operations]
     assert len(set(names)) == len(names)
+
+
+def test_the_page_begins_with_what_developers_call() -> None:
+    page = make_api(docs_enabled=True).openapi()
+    tags = [tag for path in page["paths"].values() for operation in path.values() for tag in operation["tags"]]
+    assert list(dict.fromkeys(tags))[:2] == ["Calls", "Models"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
+import httpx
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from gateway.cli import invoices, operate, payments, prices, routes, sales, taxes, tenants
+from gateway.cli.operator_client import OperatorClient
 
 COMMANDS = [
     (group.info.name or name, command.name or "")
@@ -49,7 +53,7 @@ def test_all_the_agreed_commands_are_there() -> None:
     agreed = {
         "org": ["create", "list", "show", "update", "grant", "balance", "close", "route"],
         "project": ["create", "list"],
-        "key": ["create", "list", "rotate", "revoke"],
+        "key": ["create", "list", "rotate", "revoke", "operator"],
         "model": ["add", "list", "deploy", "fallback", "remove"],
         "backend": ["add", "list", "discover", "take", "remove"],
         "alias": ["add", "list", "move", "back", "remove"],
@@ -100,3 +104,31 @@ def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
     code, output = run(*arguments, "--url", "http://127.0.0.1:9", "--operator-key", "k")
     assert code == 2
     assert "Traceback" not in output
+
+
+COLUMNS = ("id", "name", "limits", "created_at", "archived_at")
+ROW = {"id": "01a21f54-7bdf-730d-8e03-d79f09ff60ca", "name": "Demo", "created_at": "2026-11-27T23:26:00.159766Z"}
+
+
+def shown(rows: list[dict[str, str]], columns: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a terminal of 80 columns shows of a list."""
+    out = StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setenv("TERM", "dumb")
+    OperatorClient(httpx.Client(), as_json=False).show(list(rows), columns)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def test_a_narrow_terminal_leaves_ids_and_moments_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown([ROW], COLUMNS, monkeypatch) == (
+        "                                            created\n"
+        "id                                    name  at\n"
+        f"{ROW['id']}  Demo  {ROW['created_at']}"
+    )
+
+
+def test_what_has_no_room_beside_one_another_stands_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ROW | {"name": "Demonstration", "organization_id": "01a21f54-7b91-7a9e-a4d9-009a99035367"}
+    one = f"id               {row['id']}\nname             Demonstration\norganization id  {row['organization_id']}"
+    assert shown([row, row], ("id", "name", "limits", "organization_id"), monkeypatch) == f"{one}\n\n{one}\n"

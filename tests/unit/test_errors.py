@@ -120,6 +120,10 @@ def _app() -> FastAPI:
     async def order(body: _Order) -> dict[str, int]:
         return {"count": body.count}
 
+    @app.get("/orders/{order_id}")
+    async def look(order_id: UUID) -> str:
+        return str(order_id)
+
     @app.get("/taken")
     async def taken() -> None:
         raise Conflict("it is taken")
@@ -176,6 +180,28 @@ async def test_validation_names_the_field_and_keeps_its_value(client: httpx.Asyn
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "count", "invalid_value")
     answer = await client.post("/orders", json={"count": 1, "credential": ["hunter2"]})
     assert answer.json()["error"]["message"] == "credential: the value is not valid"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        pytest.param('{"count":', "application/json", id="cut short"),
+        pytest.param("[1]", "application/json", id="a list"),
+        pytest.param("", "application/json", id="nothing"),
+        pytest.param('{"count": 1}', "application/x-www-form-urlencoded", id="what curl sends unless told"),
+    ],
+)
+async def test_what_is_no_json_object_is_told_so(client: httpx.AsyncClient, body: str, content_type: str) -> None:
+    answer = await client.post("/orders", content=body, headers={"content-type": content_type})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["message"] == "Send a body that is a JSON object, as content-type application/json."
+    assert error["param"] is None
+
+
+async def test_an_id_that_is_none_is_told_so(client: httpx.AsyncClient) -> None:
+    error = (await client.get("/orders/mine")).json()["error"]
+    assert error["message"] == "order_id: must be an id, as lists and answers show it"
 
 
 async def test_the_unexpected_is_logged_under_its_id_and_says_nothing(client: httpx.AsyncClient) -> None:

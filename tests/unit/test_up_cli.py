@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from gateway.cli import make_app
+from gateway.embedded.supervisor import welcome
+
+ROOT = Path(__file__).parents[2]
 
 GOOD = {
     "TOLLGATE_DATABASE_URL": "postgresql://app@127.0.0.1:1/none",
@@ -49,9 +55,29 @@ def test_migrate_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(["migrate"], GOOD, monkeypatch).startswith("Set TOLLGATE_OWNER_DATABASE_URL (")
 
 
+@pytest.mark.parametrize("url", ["localhost", "postgresql://owner@localhost:port/tollgate"])
+def test_migrate_says_how_its_setting_is_written(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = told(["migrate"], {"TOLLGATE_OWNER_DATABASE_URL": url}, monkeypatch)
+    assert "postgresql://ROLE:PASSWORD@HOST:5432/DATABASE" in output
+
+
+def test_migrate_says_that_nobody_answers() -> None:
+    owner = {"TOLLGATE_OWNER_DATABASE_URL": "postgresql://owner:secret@127.0.0.1:1/none"}
+    result = CliRunner().invoke(make_app(), ["migrate"], env=owner)
+    assert (result.exit_code, "secret" in result.output) == (1, False)
+    assert result.output.startswith("Postgres does not answer (")
+
+
 def test_up_refuses_a_clock_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Correct TOLLGATE_CLOCK" in told(["up"], {"TOLLGATE_CLOCK": "next month"}, monkeypatch)
 
 
 def test_up_refuses_demo_with_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not both" in told(["up", "--demo", "--backend", "http://127.0.0.1:1"], {}, monkeypatch)
+
+
+def test_up_prints_the_first_call_as_the_readme_has_it() -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    facts = {"base_url": "http://127.0.0.1:8080", "api_key": "tg_live_...", "model": "tiny"}
+    assert code[1] in welcome(facts, Path(".tollgate"), 1.0)

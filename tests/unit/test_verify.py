@@ -13,7 +13,7 @@ from billing.verify import PROMISES, Check, Finding, Report
 from billing.verify.book import QUESTIONS
 from billing.verify.report import SHOWN_FINDINGS, Claim, Tally
 from billing.verify.snapshot import Slice, slices
-from gateway.cli.audit import _print
+from gateway.cli.audit import _print, verify
 
 _CLAIM = Claim("prices", "P6", "Every charge is its price.", "charges")
 _FINDING = Finding("call 7", "15", "14")
@@ -38,6 +38,11 @@ def test_a_tally_counts_all_and_keeps_the_first() -> None:
         tally.add(100, 15, [_FINDING] * 15)
     check = tally.check()
     assert (check.rows, check.wrong, len(check.findings)) == (300, 45, SHOWN_FINDINGS)
+
+
+def test_help_names_the_promises_that_are_checked() -> None:
+    assert verify.__doc__ is not None
+    assert f"its promises, {min(PROMISES)} to {max(PROMISES)};" in verify.__doc__
 
 
 def test_every_question_is_on_a_promise_and_says_so_in_one_sentence() -> None:

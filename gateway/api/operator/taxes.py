@@ -100,7 +100,7 @@ async def get_seller(request: Operator) -> Seller:
     async with request.reading() as connection:
         row = await taxes.find_seller(connection)
     if row is None:
-        raise NotFound("Nobody is named as the seller yet. Say who issues the invoices: POST /operator/v1/seller.")
+        raise NotFound("Nobody is named as the seller yet. Say who issues the invoices with `tollgate seller set`.")
     return Seller.of(row)
 
 

@@ -18,11 +18,13 @@ from sqlalchemy import insert
 from typer.testing import CliRunner
 
 from gateway.cli import operate
+from gateway.cli.addresses import STRANGE_KEY
 from models.ids import uuid7
 from models.tables import charge
+from tests.conftest import Database
 from tests.integration.operator.world import World
 from tests.integration.test_up_discovery import serving
-from tests.rooms import on_free_port
+from tests.rooms import PEPPER, on_free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +111,23 @@ async def test_a_customer_from_the_first_command_to_the_last(command_line: Comma
     assert await command_line.answer("org", "show", organization["id"]) == closed
 
 
+async def test_the_first_operator_key_comes_from_the_settings_of_a_gateway(
+    command_line: CommandLine, world: World, postgres: Database
+) -> None:
+    organization = await world.organization()
+    settings = {"TOLLGATE_DATABASE_URL": postgres.app_url, "TOLLGATE_REDIS_URL": "redis://127.0.0.1:1"}
+    settings["TOLLGATE_KEY_PEPPER"] = PEPPER.decode()
+    code, output = await command_line.run("key", "operator", "Ada", "--json", **settings)
+    assert code == 0, output
+    first = json.loads(output)
+    code, output = await command_line.run("org", "list", "--json", TOLLGATE_OPERATOR_KEY=first["value"])
+    assert (code, json.loads(output)) == (0, [organization])
+
+    away = settings | {"TOLLGATE_DATABASE_URL": "postgresql://app:s3cr3t@127.0.0.1:1/none"}
+    code, output = await command_line.run("key", "operator", "Ada", **away)
+    assert (code, "no key was made" in output, "s3cr3t" in output) == (1, True, False)
+
+
 async def test_a_model_from_its_server_to_its_price(command_line: CommandLine) -> None:
     backend = await command_line.answer("backend", "add", "gpu-1", "http://127.0.0.1:9/v1", "--kind", "vllm")
     assert backend["url"] == "http://127.0.0.1:9"
@@ -146,9 +165,17 @@ async def test_refusals_are_sentences(command_line: CommandLine, world: World) -
     assert "decimal" in output
     code, output = await command_line.run("org", "list", TOLLGATE_OPERATOR_KEY="tg_op_wrong")
     assert code == 1
-    assert "No valid API key" in output
+    assert output == f"The gateway at {command_line.url} {STRANGE_KEY}\n"
+    code, output = await command_line.run("price", "set", "no-such-model", "--input", "1")
+    assert (code, output) == (2, "Refused: There is no such model.\n")
     code, output = await command_line.run("org", "close", organization["id"])
     assert code == 1, "nobody said yes"
+
+
+@pytest.mark.usefixtures("open_shards")
+async def test_a_change_without_a_change_shows_what_there_is(command_line: CommandLine, world: World) -> None:
+    organization = await world.organization()
+    assert await command_line.answer("org", "update", organization["id"]) == organization
 
 
 async def test_the_way_in_is_found_in_up_json(command_line: CommandLine, world: World, tmp_path: Path) -> None:
@@ -200,6 +227,24 @@ async def test_a_price_list_goes_out_and_comes_back(command_line: CommandLine, w
     code, output = await command_line.run("price", "import", str(path))
     assert code == 2
     assert output.startswith("Refused: Line 2: meter must be one of")
+
+
+async def test_prices_that_are_set_together_begin_at_one_moment_or_not_at_all(
+    command_line: CommandLine, world: World
+) -> None:
+    await world.model()
+    later = ("--input", "2", "--from", "2099-01-01")
+    first = await command_line.answer("price", "set", "tiny", "--input", "1", "--request", "250")
+    assert len({price["effective_from"] for price in first}) == 1
+    assert [price["price_per_million"] for price in first] == ["1.000000", "250.000000"]
+    code, output = await command_line.run("price", "set", "tiny", "--output", "a lot", *later)
+    assert (code, output) == (2, "--output: an amount is a decimal string such as '12.34', not 'a lot'.\n")
+    await command_line.answer("price", "set", "tiny", "--output", "3", "--from", "2099-01-01")
+    code, output = await command_line.run("price", "set", "tiny", "--output", "4", *later)
+    assert (code, "Nothing was published." in output) == (2, True)
+    assert await world.count("price_version") == 3
+    unchanged = await command_line.run("price", "set", "tiny", "--input", "1")
+    assert unchanged == (0, "In force already: 1.\n")
 
 
 async def test_a_dry_run_shows_each_organization(command_line: CommandLine, world: World, tmp_path: Path) -> None:
@@ -283,6 +328,7 @@ async def test_an_operator_moves_callers_and_plans_maintenance(command_line: Com
         assert [each["id"] for each in found["models"]] == ["one"]
         taken = await command_line.answer("backend", "take", backend["name"], "--model", "one")
         assert taken["known"] == ["one"]
+        assert (await command_line.answer("backend", "take", backend["name"]))["known"] == ["one"]
     published = await command_line.answer("price", "markup", "one", "12.5", "--input", "0.10", "--output", "0.40")
     assert [each["price_per_million"] for each in published["data"]] == ["0.112500", "0.450000"]
     await command_line.answer("model", "add", "two", "--backend", backend["name"], "--context-length", "4096")

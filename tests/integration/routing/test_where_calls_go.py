@@ -394,6 +394,7 @@ async def test_a_developer_sees_limits_prices_and_aliases(town: Town, tenant: Te
             "output": "0.600000",
         }
         assert "/v1/chat/completions" in told["endpoints"]
+        assert "/v1/images/generations" not in told["endpoints"], "its engine has none, and calls are refused"
         assert listed[vectors]["endpoints"] == ["/v1/embeddings"]
         alias = listed[f"{model}-any"]
         assert (alias["context_length"], alias["capabilities"]) == (2048, ["tools"])
