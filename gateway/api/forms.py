@@ -18,8 +18,10 @@ LONGEST_BOUNDARY: Final = 70
 
 FORM: Final = b"multipart/form-data"
 _BOUNDARY: Final = re.compile(rb";[ \t]*boundary=(?:\"([^\"\r\n]{1,70})\"|([^\s;\"]{1,70}))[ \t]*(?:;|$)", re.I)
-_NAME: Final = re.compile(rb";[ \t]*name=\"([^\"\r\n]{1,64})\"", re.I)
-_FILE: Final = re.compile(rb";[ \t]*filename\*?=", re.I)
+_LONGEST_NAME: Final = 64
+_FILE: Final = frozenset({b"filename", b"filename*"})
+_OPTION: Final = re.compile(rb";[ \t]*([\w*-]+)=(?:\"((?:[^\"\\\r\n]|\\.)*)\"|([^\s;\"]+))")
+"""A quoted value may hold what looks like another option. .NET sends names that need no quotes without them."""
 
 
 class Part(NamedTuple):
@@ -82,14 +84,17 @@ def _part(body: bytes, start: int, end: int) -> Part:
             case b"content-transfer-encoding":
                 if value.strip().lower() not in (b"binary", b"8bit", b"7bit"):
                     raise _broken("a field is encoded; send it as it is")
-    found = _NAME.search(disposition)
-    if not disposition.lower().startswith(b"form-data") or found is None:
+    options: dict[bytes, bytes] = {}
+    for option, quoted, plain in _OPTION.findall(disposition):
+        options.setdefault(option.lower(), quoted or plain)
+    own = options.get(b"name", b"")
+    if not disposition.lower().startswith(b"form-data") or not 0 < len(own) <= _LONGEST_NAME:
         raise _broken("a field has no name")
     try:
-        name = found[1].decode()
+        name = own.decode()
     except UnicodeDecodeError:
         raise _broken("the name of a field is not UTF-8") from None
-    return Part(name, body[split + 4 : end], _FILE.search(disposition) is not None)
+    return Part(name, body[split + 4 : end], not options.keys().isdisjoint(_FILE))
 
 
 def _broken(what: str) -> InvalidRequest:

@@ -27,6 +27,19 @@ def test_fields_and_files_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(
+    ("disposition", "part"),
+    [
+        pytest.param(b"form-data; name=model", ("model", b"1", False), id="a name without quotes, as .NET sends it"),
+        pytest.param(b"form-data; name=file; filename=a.wav", ("file", b"1", True), id="and that of a file"),
+        pytest.param(b'form-data; filename="; name=x"; name="file"', ("file", b"1", True), id="a name in a file name"),
+    ],
+)
+def test_names_as_clients_write_them(disposition: bytes, part: tuple[str, bytes, bool]) -> None:
+    body = b"--x\r\ncontent-disposition: %b\r\n\r\n1\r\n--x--\r\n" % disposition
+    assert parts_in(TYPE, body) == [part]
+
+
+@pytest.mark.parametrize(
     ("content_type", "boundary"),
     [
         (b"multipart/form-data; boundary=abc", b"abc"),
