@@ -168,6 +168,7 @@ def _mp3_seconds(content: bytes) -> Fraction:
         place = 10 + size
     samples: dict[int, int] = {}
     looked_at = 0
+    is_first = True
     while 0 <= place < len(content):
         looked_at += 1
         if looked_at > MAX_FRAMES:
@@ -177,9 +178,10 @@ def _mp3_seconds(content: bytes) -> Fraction:
             place = content.find(b"\xff", place + 1)
             continue
         length, count, rate = frame
-        # The first frame of a file often holds notes on the others, and no sound.
-        if samples or not any(mark in content[place : place + 64] for mark in (b"Xing", b"Info", b"VBRI")):
+        # The first frame of a file often holds notes on the others, and no sound. Later ones are heard.
+        if not is_first or not any(mark in content[place : place + 64] for mark in (b"Xing", b"Info", b"VBRI")):
             samples[rate] = samples.get(rate, 0) + count
+        is_first = False
         place += length
     if not samples:
         raise Unreadable

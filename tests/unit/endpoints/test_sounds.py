@@ -28,6 +28,12 @@ from tests import sounds
         pytest.param(sounds.mp3(38, tags=b"ID3\3\0\0\0\0\1\0" + bytes(128)), "mp3", 1, id="mp3 with titles"),
         pytest.param(sounds.mp3(38) + b"TAG" + bytes(125), "mp3", 1, id="mp3 with titles at its end"),
         pytest.param(sounds.mp3(10) + b"\xff\xff junk" + sounds.mp3(28), "mp3", 1, id="mp3 with junk in it"),
+        pytest.param(
+            sounds.mp3(383).replace(b"\x90\0\0\0\0\0", b"\x90\0Info") + sounds.mp3(1),
+            "mp3",
+            11,
+            id="mp3 whose frames all say that they hold no sound",
+        ),
         pytest.param(sounds.opus(500), "ogg", 10, id="opus: 500 × 20 ms"),
         pytest.param(sounds.opus(500, granule=48), "ogg", 10, id="opus that says less"),
         pytest.param(sounds.vorbis(400, 400_000), "ogg", 10, id="vorbis"),
