@@ -185,7 +185,7 @@ class Batches:
         parts, catalog = self._parts, self._parts.catalog.current
         self._running.capacity.know(catalog)
         models = [one.model for one in self._held.values()]
-        room = Room(catalog, self._running.capacity.room, models, parts.settings.batch_share)
+        room = Room(catalog, self._running.capacity.room, models, parts.settings.batch_share, batch.organization_id)
         async with parts.engine.begin() as connection:
             claimed = await stored.claim_lines(
                 connection,
