@@ -43,9 +43,13 @@ async def _read(parts: Parts, connection: AsyncConnection, batch: AnyRow, source
     """Store the lines of the input file; the model of the first."""
     file = await find_file(connection, batch.project_id, batch.input_file_id, parts.clock.now())
     model: str | None = None
-    seq = 0
+    seq = size = 0
     while file is not None and not source.is_hopeless:
         piece = await read_chunk(connection, file.id, seq)
+        if piece is None and size < file.size_bytes:
+            # Deleted meanwhile: what was read of it is not what was asked for.
+            file = None
+            break
         found = source.last_lines() if piece is None else source.lines(piece)
         while some := list(islice(found, _AT_ONCE)):
             model = model or some[0].model
@@ -53,7 +57,7 @@ async def _read(parts: Parts, connection: AsyncConnection, batch: AnyRow, source
                 await add_lines(connection, batch.id, some)
         if piece is None:
             return model
-        seq += 1
+        seq, size = seq + 1, size + len(piece)
     if file is None:
         source.faults.append(Fault("file_not_found", "The input file was deleted or has expired. Upload it again."))
     return model

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.store.files import ABANDONED, CHUNK_BYTES, drop_files
+from billing.store.files import ABANDONED, CHUNK_BYTES, delete_file, drop_files, read_chunk
+from gateway.batches import validation
 from tests.integration.batches.desk import Desk, jsonl, task
 from tests.stage import eventually
 
@@ -148,3 +151,22 @@ async def test_changes_are_in_the_audit_log(desk: Desk) -> None:
     )
     actions = {entry["action"] for entry in log["data"] if entry["actor"].startswith("api_key:")}
     assert actions == {"file.created", "file.deleted", "batch.created"}
+
+
+async def test_an_input_file_that_is_deleted_while_it_is_read_fails_its_batch(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of it until then is no batch of its own."""
+
+    async def read_and_delete(connection: AsyncConnection, file_id: UUID, seq: int) -> bytes | None:
+        piece = await read_chunk(connection, file_id, seq)
+        if not seq:
+            async with desk.stage.app.parts.engine.begin() as other:
+                await delete_file(other, file_id)
+        return piece
+
+    monkeypatch.setattr(validation, "read_chunk", read_and_delete)
+    line = jsonl(task("first"))
+    batch = await desk.ended(await desk.create(line + b" " * (CHUNK_BYTES - len(line) - 1) + b"\n" + jsonl(task("b"))))
+    assert (batch["status"], batch["request_counts"]["completed"]) == ("failed", 0)
+    assert [fault["code"] for fault in batch["errors"]["data"]] == ["file_not_found"]
