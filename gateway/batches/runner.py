@@ -283,7 +283,9 @@ class Batches:
         tokens, lost = Tokens() if charge is None or is_lost else _tokens_of(charge), 0
         async with self._parts.engine.begin() as connection:
             is_ours = await stored.end_line(connection, claimed, status, told, tokens)
-            if is_lost or (charge is not None and not is_ours):
+            # A line that is another's by now needs no note: whoever took it has made one. One that is not ours since we
+            # have ended it before, and were not told, must have none: its answer is there, and is paid for.
+            if is_lost:
                 lost = await self._lose(connection, batch, claimed)
         BATCHES.lost(lost)
         BATCHES.run("taken" if not is_ours else "completed" if stored.is_good(status) else "failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from billing.store.batches import Line, add_lines, add_lost, ended_lines
+from gateway.batches.runner import Batches
 from models.ids import uuid7
 from models.money import parse_amount
 from tests.integration.batches.desk import Desk, jsonl, task
@@ -379,3 +381,22 @@ async def test_answers_are_read_a_few_at_a_time(desk: Desk, backend: Scripted) -
             after = rows[-1].line
         assert pages == [[(1, True), (2, True)], [(3, True), (4, True), (5, False)]]
         assert [row.line for row in await ended_lines(connection, batch_id, 0, 3, 1)] == [1]
+
+
+async def test_a_line_is_paid_for_although_nobody_was_told_that_it_is_stored(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks after a commit: who tries again finds the line ended, by itself."""
+    times = 0
+
+    async def twice(own: Batches, store: Callable[[], Awaitable[None]]) -> None:
+        nonlocal times
+        for _ in range(2):
+            await store()
+            times += 1
+
+    monkeypatch.setattr(Batches, "_persist", twice)
+    batch = await desk.ended(await desk.create(jsonl(task("a"), task("b", model="no"))))
+    assert (times, batch["request_counts"]) == (4, {"total": 2, "completed": 1, "failed": 1})
+    async with desk.stage.app.parts.engine.connect() as connection:
+        assert not (await connection.execute(text("select * from lost_attempt"))).all()
