@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from gateway.backends.tokenizing import TOKENIZING
 from gateway.embedded.llamacpp import LlamaCpp
 from tests.integration.endpoints.conftest import Shop
-from tests.scripted import Asked, answer
+from tests.scripted import Asked, answer, scripted_backend
 from tests.stage import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
@@ -74,6 +75,31 @@ async def test_an_alias_counts_as_the_model_behind_it(real: Shop) -> None:
         return reply.status_code == 200 and not reply.json()["is_estimate"]
 
     await eventually(is_counted)
+
+
+async def test_a_text_that_is_counted_stays_in_its_region(shop: Shop) -> None:
+    """What a call may not be sent to, its text may not be sent to either."""
+    stage = shop.stage
+    async with scripted_backend(says({"tokens": [5, 6], "count": 2})) as european:
+        body = {"name": "eu", "kind": "vllm", "url": european.url, "region": "eu"}
+        await stage.operate("POST", "/backends", json=body)
+        served = [{"backend": name, "backend_model": "x"} for name in ("vllm-vllm", "eu")]
+        await stage.operate("POST", "/models", json={"id": "both", "context_length": 4096, "deployments": served})
+        await stage.price("both")
+        path = f"/organizations/{shop.tenant.organization_id}/routing"
+        await stage.operate("POST", path, json={"regions": ["eu"]})
+        shop.backend.script = says({"tokens": [5], "count": 1})
+
+        async def is_bound() -> bool:
+            rules = stage.app.parts.catalog.current
+            return "both" in rules.models and UUID(shop.tenant.organization_id) in rules.routing
+
+        await eventually(is_bound)
+        told = await shop.post("/v1/tokenize", json={"model": "both", "prompt": "secret"})
+        assert (told.status_code, told.json()["count"]) == (200, 2), told.text
+        counted = await shop.post("/v1/messages/count_tokens", json={"model": "both", "messages": MESSAGES})
+        assert counted.json() == {"input_tokens": 2, "is_estimate": False}
+        assert not shop.backend.asked
 
 
 async def test_tokens_become_text_again(real: Shop) -> None:
