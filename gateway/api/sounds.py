@@ -79,6 +79,7 @@ def _wav_seconds(content: bytes) -> Fraction:
 _FLAC_SYNC: Final = re.compile(rb"\xff[\xf8\xf9]")
 _FLAC_BLOCKS: Final = {1: 192, **{2 + n: 576 << n for n in range(4)}, **{8 + n: 256 << n for n in range(8)}}
 _LARGEST_FLAC_BLOCK: Final = 65_536
+_BYTES_A_LOOKALIKE: Final = 5_000_000
 
 
 def _crc8_table() -> tuple[int, ...]:
@@ -101,8 +102,9 @@ def _flac_seconds(content: bytes) -> Fraction:
         if number == MAX_FRAMES:
             raise Unreadable
         samples += _flac_block(content, found.start())
-    # Bytes inside a frame may look like another frame, a few times in a large file.
-    is_told_true = told and abs(samples - told) <= 4 * _LARGEST_FLAC_BLOCK + samples // 100
+    # Bytes inside a frame may look like another frame, once in some megabytes.
+    slack = _LARGEST_FLAC_BLOCK * len(content) // _BYTES_A_LOOKALIKE + samples // 100
+    is_told_true = told and abs(samples - told) <= slack
     return Fraction(told if is_told_true else samples, rate)
 
 
