@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.store.pages import AnyRow, Page, fetch_optional, fetch_page
@@ -30,11 +30,10 @@ async def begin_file(
     purpose: str,
     filename: str,
     now: datetime,
-    expires_at: datetime,
 ) -> None:
-    """Store a file without content, which nobody sees before `complete_file`."""
+    """Store a file without content, which nobody sees before `complete_file`, and which is dropped without it."""
     values = {"organization_id": organization_id, "project_id": project_id, "purpose": purpose, "filename": filename}
-    await connection.execute(insert(file).values(id=file_id, created_at=now, expires_at=expires_at, **values))
+    await connection.execute(insert(file).values(id=file_id, created_at=now, expires_at=now + ABANDONED, **values))
 
 
 async def append_chunk(connection: AsyncConnection, file_id: UUID, seq: int, content: bytes) -> None:
@@ -105,12 +104,7 @@ async def delete_file(connection: AsyncConnection, file_id: UUID) -> None:
 
 
 async def drop_files(connection: AsyncConnection, now: datetime, limit: int) -> int:
-    """Delete some files that have expired, or whose content never became complete; how many."""
-    gone = (
-        select(file.c.id)
-        .where(or_(file.c.expires_at <= now, ~file.c.is_complete & (file.c.created_at <= now - ABANDONED)))
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    """Delete some files that have expired, also those whose content never became complete; how many."""
+    gone = select(file.c.id).where(file.c.expires_at <= now).limit(limit).with_for_update(skip_locked=True)
     result = await connection.execute(delete(file).where(file.c.id.in_(gone)))
     return int(result.rowcount)

@@ -209,7 +209,6 @@ class _Upload:
             purpose="batch",
             filename=self._form.filename or "file",
             now=self._now,
-            expires_at=self._now + timedelta(seconds=LONGEST_LIFE_SECONDS),
         )
         return file_id
 

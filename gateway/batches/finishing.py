@@ -53,12 +53,9 @@ class _Writer:
         """The file, complete; None where there was nothing to write."""
         await self._flush()
         if self.file_id is not None:
-            await complete_file(self._connection, self.file_id, self._expires_at)
+            expires_at = self._now + timedelta(seconds=self._batch.output_seconds)
+            await complete_file(self._connection, self.file_id, expires_at)
         return self.file_id
-
-    @property
-    def _expires_at(self) -> datetime:
-        return self._now + timedelta(seconds=self._batch.output_seconds)
 
     async def _flush(self) -> None:
         content, self._waiting, self._waiting_bytes = b"".join(self._waiting), [], 0
@@ -77,7 +74,6 @@ class _Writer:
                 purpose="batch_output",
                 filename=f"batch_{batch.id.hex}_{self._name}.jsonl",
                 now=self._now,
-                expires_at=self._expires_at,
             )
         await append_chunk(self._connection, self.file_id, self._seq, piece)
         self._seq += 1

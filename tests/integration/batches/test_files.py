@@ -8,10 +8,10 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.store.files import ABANDONED, CHUNK_BYTES, delete_file, drop_files, read_chunk
+from billing.store.files import ABANDONED, CHUNK_BYTES, begin_file, delete_file, drop_files, read_chunk
 from gateway.batches import validation
 from tests.integration.batches.desk import Desk, jsonl, task
 from tests.stage import eventually
@@ -80,11 +80,25 @@ async def test_expired_and_abandoned_files_are_dropped(desk: Desk) -> None:
     assert (await desk.ask("GET", f"/v1/files/{file['id']}")).status_code == 404
     assert len((await desk.ask("GET", "/v1/files")).json()["data"]) == 1
     async with parts.engine.begin() as connection:
-        await connection.execute(text("update file set is_complete = false where expires_at > now()"))
         now = parts.clock.now()
+        ids = {name: UUID(getattr(desk.tenant, name)) for name in ("organization_id", "project_id")}
+        await begin_file(connection, UUID(int=1), purpose="batch", filename="begun", now=now, **ids)
         await drop_files(connection, now, 10)
-        assert len((await connection.execute(text("select id from file"))).all()) == 1
+        assert len((await connection.execute(text("select id from file"))).all()) == 2
         assert await drop_files(connection, now + ABANDONED + timedelta(seconds=1), 10) == 1
+        assert [row.filename for row in await connection.execute(text("select filename from file"))] == ["in.jsonl"]
+
+
+async def test_files_to_be_dropped_are_found_by_their_index(desk: Desk) -> None:
+    """Every gateway looks for them every few seconds, and there may be millions."""
+    seen: list[tuple[str, tuple[object, ...]]] = []
+    async with desk.stage.app.parts.engine.begin() as connection:
+        await connection.execute(text("set local enable_seqscan = off"))
+        event.listen(connection.sync_connection, "before_cursor_execute", lambda *told: seen.append(told[2:4]))
+        await drop_files(connection, desk.stage.app.parts.clock.now(), 20)
+        statement, values = seen[0]
+        plan = await connection.exec_driver_sql(f"explain {statement}", values)
+        assert any("Index Cond: (expires_at <= " in row[0] for row in plan)
 
 
 async def test_an_organization_has_its_bound(desk: Desk) -> None:
