@@ -206,7 +206,7 @@ async def asked_count(
     caller: Annotated[Principal, Depends(require_api_key)],
     parts: Annotated[Parts, Depends(parts_of)],
 ) -> AsyncIterator[Asked]:
-    """The body of a request, read when its caller is known; it holds one of the turns of its project."""
+    """The body of a request, read when its caller is known; then it holds one of the turns of its project."""
     counting: Counting = request.app.state.counting
     path = request.scope["path"]
     _permit(caller, path, _COUNTED[path])
@@ -215,8 +215,9 @@ async def asked_count(
     kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
     if kind != _JSON:
         raise InvalidRequest(f"Send the body as content-type {_JSON}.", status=415)
+    # Before its turn: a body may come as slowly as its sender likes.
+    body = await request.body()
     with counting.turn(caller.project_id):
-        body = await request.body()
         yield Asked(caller, parts, counting, path, decode(body), len(body))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from gateway.api.counting import MOST_AT_ONCE, MOST_OF_A_PROJECT
 from gateway.backends.tokenizing import TOKENIZING
 from gateway.embedded.llamacpp import LlamaCpp
 from tests.integration.endpoints.conftest import Shop
@@ -244,6 +246,34 @@ async def test_only_so_many_at_once(shop: Shop) -> None:
     gate.set()
     assert (await theirs).status_code == 200
     assert sorted(reply.status_code for reply in await asyncio.gather(*counts)) == [200] * 4 + [429] * 5
+
+
+async def test_bodies_that_come_slowly_keep_nobody_from_counting(shop: Shop) -> None:
+    shop.backend.script = says({"count": 14})
+    gate, begun = asyncio.Event(), 0
+    whole = json.dumps({"model": "vllm", "messages": MESSAGES}).encode()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        nonlocal begun
+        yield whole[:9]
+        begun += 1
+        await gate.wait()
+        yield whole[9:]
+
+    async def all_are_begun() -> bool:
+        return begun == MOST_AT_ONCE
+
+    path, counts = "/v1/messages/count_tokens", []
+    for _ in range(MOST_AT_ONCE // MOST_OF_A_PROJECT):
+        headers = (await shop.stage.tenant()).headers | {"content-type": "application/json"}
+        for _ in range(MOST_OF_A_PROJECT):
+            counts.append(asyncio.create_task(shop.post(path, content=slowly(), headers=headers)))
+    await eventually(all_are_begun)
+    await asyncio.sleep(0.2)
+    counted = await shop.post(path, content=whole)
+    gate.set()
+    assert {reply.status_code for reply in await asyncio.gather(*counts)} == {200}
+    assert counted.status_code == 200, counted.text
 
 
 async def test_a_body_as_large_as_that_of_a_call(shop: Shop) -> None:
