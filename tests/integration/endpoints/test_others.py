@@ -10,7 +10,8 @@ import pytest
 from openai import BadRequestError, InternalServerError
 
 from tests.integration.endpoints.conftest import Shop
-from tests.scripted import Asked, answer
+from tests.scripted import DONE, Asked, answer, chunk, said, stream
+from tests.stage import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -138,3 +139,16 @@ async def test_wrong_parameters_of_images(shop: Shop, more: dict[str, Any], para
     reply = await shop.post("/v1/images/generations", json={"model": "openai", "prompt": "a cat", **more})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
     assert not shop.backend.asked
+
+
+@pytest.mark.xfail(strict=True, reason="the charge is set aside: Postgres keeps no NUL, which may be in `reported`")
+async def test_a_text_with_nul_in_a_backends_usage_makes_no_call_free(shop: Shop) -> None:
+    numbers = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "note": "a\0b"}
+    shop.backend.script = stream(said("ab", finish="stop"), chunk(id="c", choices=[], usage=numbers), DONE)
+    body = {"model": "openai", "messages": [{"role": "user", "content": "hi"}]}
+    assert (await shop.post("/v1/chat/completions", json=body)).status_code == 200
+
+    async def is_booked() -> bool:
+        return len(await shop.stage.listed(shop.tenant)) == 1
+
+    await eventually(is_booked, 3)
