@@ -103,7 +103,8 @@ class Settings(BaseSettings):
     )
     audit_share: float = Field(0.01, ge=0, le=1, description="Share of calls whose output we count ourselves, too")
     journal_dir: Path | None = Field(
-        None, description="Directory of the journal, on a disk that lasts; none: no journal"
+        None,
+        description="Directory of the journal, on a disk that lasts; without one give Redis `appendfsync always`",
     )
     max_file_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest file that is uploaded")
     max_organization_file_bytes: int = Field(
