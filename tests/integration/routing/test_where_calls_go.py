@@ -373,7 +373,7 @@ async def test_a_long_prompt_at_a_provider_that_tells_no_context_is_charged_in_f
 
 async def test_a_developer_sees_limits_prices_and_aliases(town: Town, tenant: Tenant) -> None:
     async with scripted_backend(well(stream(DONE))) as one:
-        backend = await town.backend(one)
+        backend = await town.backend(one, kind="vllm")
         model = await town.model({"backend": backend}, capabilities=["tools", "vision"])
         other = await town.model({"backend": backend}, context_length=2048, capabilities=["tools"])
         vectors = await town.model({"backend": backend}, capabilities=["embeddings"])
