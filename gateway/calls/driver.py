@@ -86,6 +86,7 @@ class Driver:
         "_last_second",
         "_legs",
         "_loop",
+        "_now",
         "_on_end",
         "_place",
         "_running",
@@ -115,6 +116,7 @@ class Driver:
         on_end: Callable[[Call], None] | None = None,
         legs: Mapping[str, Leg] | None = None,
     ) -> None:
+        self._now = now
         self.call = Call(request, hold, model, self._next_attempt, now, is_audited=is_audited)
         self.request_id = str(hold.origin.call_id)
         self._id = self.request_id.encode()
@@ -532,13 +534,17 @@ class Driver:
         self._first_byte_seconds = time.perf_counter() - self._started
         telemetry.CALLS.first_byte(self.call.request.endpoint, self._first_byte_seconds)
         kind = _STREAM_LINES if command.length is None else _LINES.get(self.call.request.audio_format, _JSON_LINES)
-        limits = b"".join(b"%b: %b\r\n" % header for header in rate_limit_headers(self._buckets))
+        limits = b"".join(b"%b: %b\r\n" % header for header in self._limits(self._buckets))
         milliseconds = int(self._first_byte_seconds * 1_000)
         lines = b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b%b" % (self._id, milliseconds, kind, limits)
         request = self.call.request
         if request.tells_cost or request.endpoint is Endpoint.MESSAGES:
             lines += self._extra_lines()
         self._exchange.open(200, lines, command.length)
+
+    def _limits(self, buckets: tuple[BucketState, ...]) -> list[tuple[bytes, bytes]]:
+        is_message = self.call.request.endpoint is Endpoint.MESSAGES
+        return rate_limit_headers(buckets, self._now() if buckets and is_message else None)
 
     def _extra_lines(self) -> bytes:
         """Headers that most calls do not have."""
@@ -565,7 +571,7 @@ class Driver:
         answer = command.answer
         rendered = render(command.error, request_id=self.request_id, path=self.call.request.endpoint)
         self._status = rendered.status
-        headers = [*rendered.headers, *rate_limit_headers(answer.buckets if answer is not None else self._buckets)]
+        headers = [*rendered.headers, *self._limits(answer.buckets if answer is not None else self._buckets)]
         self._exchange.answer(rendered.status, headers, rendered.body)
 
     def _report(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import openai
@@ -95,6 +96,20 @@ async def test_the_sdk_understands_our_errors(stage: Stage) -> None:
     async with client_of(stage, poor, max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="tg_live_wrong").models.list()
+
+
+async def test_messages_tell_limits_as_anthropic_does(stage: Stage) -> None:
+    tenant = await stage.tenant(limits={"requests_per_minute": 1, "tokens_per_minute": 100_000})
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 2}
+    url, began = f"{stage.base_url}/v1/messages", datetime.now(UTC)
+    for status in (200, 429):
+        answer = await stage.client.post(url, json=body, headers=tenant.headers)
+        assert answer.status_code == status
+        told = {name[20:]: value for name, value in answer.headers.items() if name.startswith("anthropic-ratelimit-")}
+        resets = [datetime.fromisoformat(told.pop(f"{kind}-reset")) for kind in ("requests", "tokens")]
+        assert all(began <= reset <= began + timedelta(minutes=2) for reset in resets)
+        assert 0 < int(told.pop("tokens-remaining")) < 100_000
+        assert told == {"requests-limit": "1", "requests-remaining": "0", "tokens-limit": "100000"}
 
 
 async def test_rate_limits_hold_and_say_when(stage: Stage) -> None:
