@@ -36,6 +36,11 @@ HASTE: dict[str, Any] = {"_LINGER_SECONDS": 0.05, "_WAIT_MS": 100}
 _numbers = itertools.count(1)
 
 
+def mistyped(key: str) -> str:
+    """A key with another last character than it has: unknown, whatever it ends with."""
+    return key[:-1] + ("1" if key.endswith("0") else "0")
+
+
 async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 15.0) -> Any:
     """The first true answer of `condition`; fails when there is none in time."""
     deadline = asyncio.get_running_loop().time() + seconds

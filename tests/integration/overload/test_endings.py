@@ -13,7 +13,7 @@ from models.money import parse_amount
 from tests.conftest import Database
 from tests.integration.overload.conftest import Gate, House, asked
 from tests.scripted import PLAIN, Asked, chunk, open_stream, scripted_backend, send
-from tests.stage import Stage, Tenant, all_hear, eventually, raise_curtain
+from tests.stage import Stage, Tenant, all_hear, eventually, mistyped, raise_curtain
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -133,7 +133,7 @@ async def test_a_flood_of_refused_requests_in_one_read_is_answered(house: House)
         sale = await house.sell(backend)
         reader, writer = await connected(house.stage)
         # The first has to be looked up, so that all others are there before it is answered.
-        unknown = f"authorization: Bearer {tenant.api_key[:-1]}0".encode()
+        unknown = f"authorization: Bearer {mistyped(tenant.api_key)}".encode()
         first = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + unknown + b"\r\ncontent-length: 0\r\n\r\n"
         count = 1_000
         writer.write(b"".join(request(tenant, sale.model)))
