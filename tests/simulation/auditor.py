@@ -89,6 +89,8 @@ class Story:
     """The memory or the disk of its machine was lost."""
     end_lost: bool = False
     """Redis lost something after it had been told its end."""
+    was_free: bool = False
+    """Its hold was given back when it might have been, by what was known then; what is lost later does not matter."""
     _priced: tuple[Tally, int, Terms] | None = None
     _price: int = 0
 
@@ -119,6 +121,8 @@ class Story:
     @property
     def may_be_free(self) -> bool:
         """Whether it may end without a charge."""
+        if self.was_free:
+            return True
         if self.amount is not None:
             if self.is_journaled and not self.disk_lost:
                 return False
@@ -421,6 +425,7 @@ class Auditor:
         story = self.calls[call]
         self.money[story.owner].held.pop(call, None)
         self.note(story, "is voided in Redis", values[3])
+        story.was_free |= story.may_be_free
         if values[3] == "abandoned":
             self._given_up(verb, story)
 
