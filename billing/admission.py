@@ -33,20 +33,33 @@ def permit(principal: Principal, model: str) -> None:
 
 
 def permit_endpoint(request: CallRequest, rates: Rates) -> None:
-    """Raise `InvalidRequest` where the model is sold by the image or the second, and the call would have neither.
+    """Raise `InvalidRequest` where the model is sold by the image or the second, and the call would have none of these.
 
     Such a model has no price for tokens: a chat with it would cost nothing, which nobody has decided.
     """
-    if rates.input or rates.output or rates.request or request.images_bound or request.audio_seconds_bound:
+    if rates.input or rates.output:
         return
-    stepped = {meter for tariff in rates.steps.tariffs for meter in tariff.meters} if rates.steps else set()
-    sells_others = rates.image or rates.audio_second or stepped & (IMAGE_METERS | AUDIO_METERS)
-    if sells_others and not (stepped - IMAGE_METERS - AUDIO_METERS or (rates.steps and rates.steps.minimum)):
+    if not is_sold_for(rates, images=bool(request.images_bound), sounds=bool(request.audio_seconds_bound)):
         raise InvalidRequest(
             "This model is not sold for this endpoint. GET /v1/models lists what is sold to you.",
             param="model",
             code="unsupported_endpoint",
         )
+
+
+def is_sold_for(rates: Rates, *, images: bool, sounds: bool) -> bool:
+    """Whether a call is priced at these rates, which makes images, or hears sounds, or neither.
+
+    Where nothing at all has a price, the model is given away, and is for everything.
+    """
+    stepped = {meter for tariff in rates.steps.tariffs for meter in tariff.meters} if rates.steps else set()
+    if rates.input or rates.output or rates.request or stepped - IMAGE_METERS - AUDIO_METERS:
+        return True
+    if rates.steps and rates.steps.minimum:
+        return True
+    sells_images = bool(rates.image or stepped & IMAGE_METERS)
+    sells_sounds = bool(rates.audio_second or stepped & AUDIO_METERS)
+    return (images and sells_images) or (sounds and sells_sounds) or not (sells_images or sells_sounds)
 
 
 def bounds(request: CallRequest, model: Model) -> tuple[int, int]:

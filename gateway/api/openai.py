@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends
 
+from billing.admission import is_sold_for
 from gateway.auth import require_api_key
 from gateway.backends import DIALECTS
 from gateway.parts import Parts, parts_of
@@ -82,6 +83,7 @@ def _has_fallback(model: Model, caller: Principal, catalog: Catalog, now: dateti
 
 def _shape(model: Model, caller: Principal, catalog: Catalog, now: datetime) -> dict[str, Any]:
     serving = _serving(model, caller, catalog, now)
+    rates = catalog.rates(caller.price_book, caller.currency, model.id, now)
     # Of an alias what holds whichever target serves.
     capabilities = set.intersection(*(set(each.capabilities) for each in serving))
     context_length = min(each.context_length for each in serving)
@@ -96,7 +98,9 @@ def _shape(model: Model, caller: Principal, catalog: Catalog, now: datetime) -> 
         "endpoints": [
             str(each)
             for each in ([Endpoint.EMBEDDINGS] if makes_vectors else Endpoint)
-            if all(_has(_deployments(one, caller, catalog), each) for one in serving)
+            if rates is not None
+            and is_sold_for(rates, images=each is Endpoint.IMAGES, sounds=each.hears)
+            and all(_has(_deployments(one, caller, catalog), each) for one in serving)
         ],
         "capabilities": sorted(capabilities),
         "pricing": _pricing(catalog.versions(caller.price_book, caller.currency, model.id, now), caller.currency),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
 
-from billing.admission import hold_request, permit
+from billing.admission import hold_request, is_sold_for, permit
 from models.account import Limits, Principal
 from models.call import CallOrigin, Endpoint, RateBucket
 from models.catalog import Model
 from models.errors import NotPermitted
+from models.money import MilliUnits
 from tests.unit.samples import NOW, PRINCIPAL, RATES, chat_request
 
 MODEL = Model("m", 4_096, NOW)
@@ -70,3 +72,24 @@ def test_permit(models: frozenset[str] | None, denied: frozenset[str], may: bool
     else:
         with pytest.raises(NotPermitted, match="may not call the model 'm'"):
             permit(principal, "m")
+
+
+@pytest.mark.parametrize(
+    ("priced", "images", "sounds", "is_sold"),
+    [
+        ({"output": 1}, False, False, True),
+        ({"request": 1}, False, False, True),
+        ({}, False, False, True),
+        ({"image": 1}, False, False, False),
+        ({"image": 1}, True, False, True),
+        ({"image": 1}, False, True, False),
+        ({"audio_second": 1}, False, True, True),
+        ({"audio_second": 1}, True, False, False),
+        ({"image": 1, "audio_second": 1}, False, False, False),
+        ({"image": 1, "input": 1}, False, False, True),
+    ],
+)
+def test_what_a_model_is_sold_for(priced: dict[str, int], images: bool, sounds: bool, is_sold: bool) -> None:
+    prices: dict[str, Any] = dict.fromkeys(("input", "cached_input", "output"), MilliUnits(0))
+    rates = replace(RATES, **prices | priced)
+    assert is_sold_for(rates, images=images, sounds=sounds) is is_sold

@@ -26,7 +26,7 @@ from tests.scripted import (
     stream,
     usage,
 )
-from tests.stage import Tenant, eventually
+from tests.stage import ALWAYS, Tenant, eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -369,6 +369,15 @@ async def test_a_long_prompt_at_a_provider_that_tells_no_context_is_charged_in_f
 
 
 # What developers see -------------------------------------------------------------------------------------------------
+
+
+async def test_a_model_that_is_sold_by_the_image_is_for_images(town: Town, tenant: Tenant) -> None:
+    async with scripted_backend(well(stream(DONE))) as one:
+        model = await town.model({"backend": await town.backend(one)}, prices={})
+        row = {"book": "default", "model": model, "meter": "image", "currency": "USD", "price_each": "0.02"}
+        await town.stage.operate("POST", "/prices", json=row | {"effective_from": ALWAYS})
+        answer = await town.stage.client.get(f"{town.stage.base_url}/v1/models/{model}", headers=tenant.headers)
+        assert answer.json()["endpoints"] == ["/v1/images/generations"]
 
 
 async def test_a_developer_sees_limits_prices_and_aliases(town: Town, tenant: Tenant) -> None:
