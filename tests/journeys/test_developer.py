@@ -108,7 +108,8 @@ async def test_messages_tell_limits_as_anthropic_does(stage: Stage) -> None:
         told = {name[20:]: value for name, value in answer.headers.items() if name.startswith("anthropic-ratelimit-")}
         resets = [datetime.fromisoformat(told.pop(f"{kind}-reset")) for kind in ("requests", "tokens")]
         assert all(began <= reset <= began + timedelta(minutes=2) for reset in resets)
-        assert 0 < int(told.pop("tokens-remaining")) < 100_000
+        # As many as there are, where the bucket has filled again meanwhile.
+        assert 99_000 < int(told.pop("tokens-remaining")) <= 100_000
         assert told == {"requests-limit": "1", "requests-remaining": "0", "tokens-limit": "100000"}
 
 
